@@ -1,0 +1,68 @@
+"""Extensions and build switches; everything else is in pyproject.toml.
+
+Switches, each an environment variable set to 1:
+
+* ``LIGHTNING_DEBUG``: extra checks, no optimisation.
+* ``LIGHTNING_TRACE``: line tracing for coverage of Cython code.
+* ``LIGHTNING_SANITIZE``: AddressSanitizer and UndefinedBehaviorSanitizer.
+* ``LIGHTNING_ANNOTATE``: writes the annotated HTML beside each source.
+"""
+
+import os
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+DEBUG = os.environ.get("LIGHTNING_DEBUG") == "1"
+TRACE = os.environ.get("LIGHTNING_TRACE") == "1"
+SANITIZE = os.environ.get("LIGHTNING_SANITIZE") == "1"
+ANNOTATE = os.environ.get("LIGHTNING_ANNOTATE") == "1"
+
+WIRE = ["msgpack", "framing", "messages", "exchange"]
+
+compile_args = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-cast-function-type"]
+link_args: list[str] = []
+macros: list[tuple[str, str | None]] = []
+if DEBUG:
+    compile_args += ["-O0", "-g", "-UNDEBUG"]
+    macros.append(("LIGHTNING_DEBUG", "1"))
+else:
+    compile_args.append("-O2")
+if TRACE:
+    macros += [("CYTHON_TRACE_NOGIL", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]
+if SANITIZE:
+    flags = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
+    compile_args += flags
+    link_args += flags
+
+
+def extension(name: str) -> Extension:
+    """Describe the extension whose source sits at the dotted name."""
+    return Extension(
+        name,
+        [name.replace(".", "/") + ".pyx"],
+        extra_compile_args=compile_args,
+        extra_link_args=link_args,
+        define_macros=macros,
+    )
+
+
+setup(
+    ext_modules=cythonize(
+        [extension(f"lightning._core.wire.{name}") for name in WIRE],
+        annotate=ANNOTATE,
+        force=DEBUG or TRACE or SANITIZE,
+        compiler_directives={
+            "language_level": 3,
+            "binding": True,
+            "embedsignature": True,
+            "embedsignature.format": "python",
+            "autotestdict": False,
+            "linetrace": TRACE,
+            "warn.undeclared": False,
+            "warn.unused": True,
+            "warn.unused_arg": False,
+            "warn.maybe_uninitialized": True,
+        },
+    )
+)
