@@ -18,7 +18,15 @@ TRACE = os.environ.get("LIGHTNING_TRACE") == "1"
 SANITIZE = os.environ.get("LIGHTNING_SANITIZE") == "1"
 ANNOTATE = os.environ.get("LIGHTNING_ANNOTATE") == "1"
 
-WIRE = ["msgpack", "framing", "messages", "exchange"]
+EXTENSIONS = [
+    "lightning._core.wire.msgpack",
+    "lightning._core.wire.framing",
+    "lightning._core.wire.messages",
+    "lightning._core.wire.exchange",
+]
+# For work on one extension: the last parts of the names to build, with commas.
+if only := os.environ.get("LIGHTNING_ONLY"):
+    EXTENSIONS = [n for n in EXTENSIONS if n.rpartition(".")[2] in only.split(",")]
 
 compile_args = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-cast-function-type"]
 link_args: list[str] = []
@@ -49,7 +57,7 @@ def extension(name: str) -> Extension:
 
 setup(
     ext_modules=cythonize(
-        [extension(f"lightning._core.wire.{name}") for name in WIRE],
+        [extension(name) for name in EXTENSIONS],
         annotate=ANNOTATE,
         force=DEBUG or TRACE or SANITIZE,
         compiler_directives={

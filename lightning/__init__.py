@@ -1,0 +1,1 @@
+"""Persistent authenticated QUIC between Bittensor validators and miners."""

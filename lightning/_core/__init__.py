@@ -1,0 +1,1 @@
+"""Everything that runs per datagram, per frame or per request."""

@@ -1,0 +1,1 @@
+"""Moves datagrams between sockets and connections."""

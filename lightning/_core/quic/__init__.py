@@ -1,0 +1,1 @@
+"""Datagrams to ordered stream bytes and back: QUIC version 1."""

@@ -1,0 +1,1 @@
+"""Stream bytes to messages and back: frames, msgpack, the six messages, exchanges."""
