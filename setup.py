@@ -9,6 +9,9 @@ Switches, each an environment variable set to 1:
 """
 
 import os
+import shutil
+import subprocess
+import sys
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -24,6 +27,7 @@ EXTENSIONS = [
     "lightning._core.wire.messages",
     "lightning._core.wire.exchange",
 ]
+NEEDS_LIBCRYPTO = {"lightning._core.quic.protection"}
 # For work on one extension: the last parts of the names to build, with commas.
 if only := os.environ.get("LIGHTNING_ONLY"):
     EXTENSIONS = [n for n in EXTENSIONS if n.rpartition(".")[2] in only.split(",")]
@@ -44,13 +48,32 @@ if SANITIZE:
     link_args += flags
 
 
+def pkg_config(package: str, option: str) -> list[str]:
+    """Ask pkg-config for a package's flags, or stop with the line that installs it."""
+    tool = shutil.which("pkg-config") or shutil.which("pkgconf")
+    found = tool and subprocess.run(
+        [tool, option, package], capture_output=True, text=True, check=False
+    )
+    if not found or found.returncode:
+        sys.exit(
+            f"{package} was not found. Install it, for example with:\n"
+            "  apt-get install -y build-essential pkg-config libssl-dev python3-dev"
+        )
+    return found.stdout.split()
+
+
 def extension(name: str) -> Extension:
     """Describe the extension whose source sits at the dotted name."""
+    engine = name.startswith("lightning._core.quic.")
+    crypto = name in NEEDS_LIBCRYPTO
     return Extension(
         name,
         [name.replace(".", "/") + ".pyx"],
-        extra_compile_args=compile_args,
-        extra_link_args=link_args,
+        language="c++" if engine else "c",
+        extra_compile_args=compile_args
+        + (pkg_config("libcrypto", "--cflags") if crypto else []),
+        extra_link_args=link_args
+        + (pkg_config("libcrypto", "--libs") if crypto else []),
         define_macros=macros,
     )
 
