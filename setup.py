@@ -26,6 +26,12 @@ EXTENSIONS = [
     "lightning._core.wire.framing",
     "lightning._core.wire.messages",
     "lightning._core.wire.exchange",
+    "lightning._core.quic.buffer",
+    "lightning._core.quic.ranges",
+    "lightning._core.quic.packet",
+    "lightning._core.quic.protection",
+    "lightning._core.quic.frames",
+    "lightning._core.quic.cids",
 ]
 NEEDS_LIBCRYPTO = {"lightning._core.quic.protection"}
 # For work on one extension: the last parts of the names to build, with commas.
