@@ -259,7 +259,7 @@ cdef inline int writer_varint(Writer* w, uint64_t value) noexcept nogil:
     elif size == 2:
         store_u16(w.pos, <uint16_t> (value | 0x4000))
     elif size == 4:
-        store_u32(w.pos, <uint32_t> (value | 0x80000000))
+        store_u32(w.pos, <uint32_t> value | <uint32_t> 0x80000000)
     else:
         store_u64(w.pos, value | (<uint64_t> 3 << 62))
     w.pos += size
@@ -286,7 +286,7 @@ cdef inline int writer_skip(Writer* w, size_t size, uint8_t** hole) noexcept nog
     return OK
 
 
-# --- Big-endian loads and stores; the caller has checked the room. ---------------------
+# --- Big-endian loads and stores; the caller has checked the room. ------------------
 
 cdef inline uint16_t load_u16(const uint8_t* p) noexcept nogil:
     return <uint16_t> ((<unsigned int> p[0] << 8) | p[1])
