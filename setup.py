@@ -32,6 +32,10 @@ EXTENSIONS = [
     "lightning._core.quic.protection",
     "lightning._core.quic.frames",
     "lightning._core.quic.cids",
+    "lightning._core.quic.congestion",
+    "lightning._core.quic.pacing",
+    "lightning._core.quic.mtu",
+    "lightning._core.quic.recovery",
 ]
 NEEDS_LIBCRYPTO = {"lightning._core.quic.protection"}
 # For work on one extension: the last parts of the names to build, with commas.
@@ -95,6 +99,7 @@ setup(
             "embedsignature": True,
             "embedsignature.format": "python",
             "autotestdict": False,
+            "auto_pickle": False,
             "linetrace": TRACE,
             "warn.undeclared": False,
             "warn.unused": True,
