@@ -1,0 +1,64 @@
+# The one entrance. `make demo` and `make test` set up everything they need.
+VENV ?= .venv
+PY := $(VENV)/bin/python
+SETUP := LIGHTNING_VENV=$(VENV) tools/setup.sh
+CODE := lightning tests examples tools bench setup.py
+
+.PHONY: help demo test interop build debug annotate lint types format cov sanitize dist clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+demo: ## start a miner and a validator on loopback and let them talk
+	@$(SETUP)
+	@$(PY) examples/demo.py
+
+test: build ## the test suite
+	$(PY) -m pytest
+
+interop: build ## only the tests with the peer's wheel; they fail where it is missing
+	LIGHTNING_REQUIRE_INTEROP=1 $(PY) -m pytest -m interop
+
+build: ## the environment and the extensions
+	@$(SETUP) dev
+
+debug: ## the extensions with extra checks, unoptimised
+	LIGHTNING_DEBUG=1 $(PY) setup.py -q build_ext --inplace --force
+
+annotate: ## beside each .pyx an HTML page that shows where Python is called
+	LIGHTNING_ANNOTATE=1 $(PY) setup.py -q build_ext --inplace --force
+
+lint: build ## ruff and cython-lint
+	$(VENV)/bin/ruff check $(CODE)
+	$(VENV)/bin/ruff format --check $(CODE)
+	$(VENV)/bin/cython-lint lightning
+
+types: build ## mypy and stubtest
+	$(PY) -m mypy
+	$(PY) -m mypy tests/typing
+	MYPYPATH=. $(PY) -m mypy.stubtest --concise --allowlist tests/typing/stubtest-allowlist.txt \
+		--ignore-unused-allowlist $$($(PY) tools/core_modules.py)
+
+format: ## write the code as ruff would
+	$(VENV)/bin/ruff check --fix $(CODE)
+	$(VENV)/bin/ruff format $(CODE)
+
+cov: ## coverage of Python and Cython, in an environment of its own
+	LIGHTNING_TRACE=1 LIGHTNING_VENV=.venv-cov tools/setup.sh dev
+	.venv-cov/bin/python -m coverage run -m pytest -q --timeout 300
+	.venv-cov/bin/python -m coverage report
+	@$(MAKE) --no-print-directory rebuild
+
+sanitize: ## the suite under AddressSanitizer and UndefinedBehaviorSanitizer
+	tools/sanitize.sh
+
+rebuild:
+	@$(PY) setup.py -q build_ext --inplace --force
+
+dist: build ## sdist and wheel
+	$(PY) -m pip install -q build
+	$(PY) -m build
+
+clean: ## remove what was built
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find lightning -name '*.so' -delete -o -name '*.c' -delete -o -name '*.cpp' -delete -o -name '*.html' -delete

@@ -1,0 +1,81 @@
+"""One bidirectional stream for each exchange: start, complete, cancel, respond."""
+
+from lightning._core.wire.framing cimport FrameReader
+
+
+cdef class Exchanges:
+    """All exchanges of one connection."""
+
+    cdef:
+        # Verbs of the layer below: open_stream, send, stop, reset.
+        object link
+        # Called with each request that is complete; None on a client.
+        object on_request
+        # Stream id -> Exchange, until both directions are over.
+        dict streams
+        # Exchanges that wait until the peer allows another stream, oldest first.
+        object waiting
+        # Why nothing can be started any more; None while the connection lives.
+        object lost
+        # Largest payload that a reader accepts, in bytes; new streams use it.
+        public Py_ssize_t max_payload
+
+    cpdef ClientExchange start(self, bytes frame, object on_frame, object on_error)
+    cpdef int pump(self) except -1
+    cpdef int stream_data(
+        self, long long stream_id, object data, bint fin, double now
+    ) except -1
+    cpdef int stream_reset(self, long long stream_id, long long code) except -1
+    cpdef int stop_sending(self, long long stream_id, long long code) except -1
+    cpdef int connection_lost(self, object make_error) except -1
+
+
+cdef class Exchange:
+    """What both ends of an exchange have in common."""
+
+    cdef:
+        Exchanges owner
+        FrameReader reader
+        # -1 until the stream is open.
+        readonly long long stream_id
+        # We need no more of what the peer sends.
+        bint received
+        # The peer ended its direction: by FIN or by reset.
+        bint remote_ended
+        # We ended our direction, or the peer stopped it.
+        bint local_ended
+
+    cdef int receive(self, object data, bint fin) except -1
+    cdef int on_complete_frame(self) except -1
+    cdef int on_failure(self, object error) except -1
+    cdef int on_end(self) except -1
+    cdef int on_stop(self, long long code) except -1
+    cdef int finish_receiving(self) except -1
+    cdef int settle(self) except -1
+
+
+cdef class ClientExchange(Exchange):
+    cdef:
+        object on_frame
+        object on_error
+        # Held back until the stream can be opened.
+        bytes request
+        # The peer stopped our request with this code; -1 if it did not.
+        long long stopped
+
+    cpdef int complete(self) except -1
+    cpdef int cancel(self) except -1
+
+
+cdef class ServerExchange(Exchange):
+    cdef:
+        # Seconds on the caller's clock when the stream's first byte came.
+        readonly double started_at
+        # The client has gone or wants no answer.
+        readonly bint cancelled
+        # Called once when that happens while no answer was finished; may be None.
+        public object on_cancel
+
+    cpdef bint respond(self, bytes frame, bint fin=*) except -1
+    cpdef int abort(self) except -1
+    cdef int cancel_by_peer(self) except -1

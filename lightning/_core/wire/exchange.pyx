@@ -1,0 +1,459 @@
+"""One bidirectional stream for each exchange: start, complete, cancel, respond.
+
+Sans-IO. A client sends one frame and ends its direction; the server answers with one
+frame, or with a run of chunks and an end, and ends its own. Each side reads what it
+needs and then asks the other to stop (STOP_SENDING with code 0), unless the end of the
+stream came first. That request is normal traffic and no error on either side.
+
+The layer below gives the verbs through a link object::
+
+    open_stream() -> int             next stream id, -1 while the peer allows no more
+    send(stream_id, data, fin)       queue bytes, fin ends our direction
+    stop(stream_id, code)            STOP_SENDING: no more of the peer's bytes, please
+    reset(stream_id, code)           RESET_STREAM: our direction is abandoned
+
+and calls `stream_data`, `stream_reset`, `stop_sending`, `connection_lost` with what
+arrived. After any call the driver must flush what the link queued.
+"""
+
+from collections import deque
+
+cimport cython
+from lightning._core.wire.framing cimport (
+    HANDSHAKE_RESPONSE,
+    STREAM_CHUNK,
+    STREAM_END,
+    SYNAPSE_RESPONSE,
+    FrameReader,
+)
+
+from lightning._core.wire.framing import MessageType
+from lightning._core.wire.messages import (
+    HandshakeResponse,
+    StreamChunk,
+    StreamEnd,
+    SynapseResponse,
+)
+from lightning.errors import (
+    StreamClosedEarly,
+    StreamError,
+    StreamReset,
+    TransportError,
+    UnexpectedMessage,
+)
+
+
+@cython.final
+cdef class Exchanges:
+    """All exchanges of one connection.
+
+    Args:
+        link: The connection's verbs, see the module.
+        max_payload: Largest frame payload accepted, in bytes.
+        on_request: For a server: called with ``(exchange, type, payload)`` when a
+            request frame is complete. None makes a client.
+    """
+
+    def __init__(self, link, Py_ssize_t max_payload, on_request=None):
+        self.link = link
+        self.on_request = on_request
+        self.max_payload = max_payload
+        self.streams = {}
+        self.waiting = deque()
+        self.lost = None
+
+    def __len__(self):
+        return len(self.streams) + len(self.waiting)
+
+    cpdef ClientExchange start(self, bytes frame, object on_frame, object on_error):
+        """Send one request frame on a new stream, at once or when the peer allows.
+
+        Args:
+            frame: The whole frame, header included.
+            on_frame: Called with ``(exchange, type, payload)`` for each frame of the
+                answer, until `complete` or `cancel` is called.
+            on_error: Called once with ``(exchange, error)`` if the answer cannot
+                come any more; nothing is called after it.
+
+        Returns:
+            The exchange. The caller owes it `complete` once it needs no more frames,
+            or `cancel`.
+
+        Raises:
+            TransportError: The connection is gone; nothing was sent.
+        """
+        if self.lost is not None:
+            raise self.lost()
+        cdef ClientExchange exchange = ClientExchange.__new__(ClientExchange)
+        exchange.owner = self
+        exchange.reader = FrameReader(self.max_payload)
+        exchange.stream_id = -1
+        exchange.stopped = -1
+        exchange.on_frame = on_frame
+        exchange.on_error = on_error
+        exchange.request = frame
+        self.waiting.append(exchange)
+        self.pump()
+        return exchange
+
+    cpdef int pump(self) except -1:
+        """Open streams for waiting exchanges, as far as the peer allows."""
+        cdef ClientExchange exchange
+        cdef long long stream_id
+        cdef bytes request
+        while self.waiting:
+            stream_id = self.link.open_stream()
+            if stream_id < 0:
+                return 0
+            exchange = self.waiting.popleft()
+            exchange.stream_id = stream_id
+            self.streams[stream_id] = exchange
+            request = exchange.request
+            exchange.request = None
+            exchange.local_ended = True
+            self.link.send(stream_id, request, True)
+        return 0
+
+    cpdef int stream_data(
+        self, long long stream_id, object data, bint fin, double now
+    ) except -1:
+        """Take ordered bytes of one stream.
+
+        Args:
+            stream_id: The stream.
+            data: The next bytes, maybe none.
+            fin: Nothing follows.
+            now: Seconds, on the clock that `expire` is asked with.
+        """
+        cdef Exchange exchange = self.streams.get(stream_id)
+        if exchange is None:
+            # A client opens no streams for us, and bits 0x03 of a stream that a
+            # client opens in both directions are zero (RFC 9000 section 2.1).
+            if self.on_request is None or stream_id & 3:
+                return 0
+            exchange = self._accept(stream_id, now)
+        exchange.receive(data, fin)
+        return 0
+
+    cdef ServerExchange _accept(self, long long stream_id, double now):
+        cdef ServerExchange exchange = ServerExchange.__new__(ServerExchange)
+        exchange.owner = self
+        exchange.reader = FrameReader(self.max_payload)
+        exchange.stream_id = stream_id
+        exchange.started_at = now
+        self.streams[stream_id] = exchange
+        return exchange
+
+    cpdef int stream_reset(self, long long stream_id, long long code) except -1:
+        """Take the peer's RESET_STREAM."""
+        cdef Exchange exchange = self.streams.get(stream_id)
+        if exchange is None:
+            return 0
+        exchange.remote_ended = True
+        if not exchange.received:
+            exchange.received = True
+            exchange.on_failure(StreamReset(code))
+        exchange.settle()
+        return 0
+
+    cpdef int stop_sending(self, long long stream_id, long long code) except -1:
+        """Take the peer's STOP_SENDING; the layer below has reset our direction."""
+        cdef Exchange exchange = self.streams.get(stream_id)
+        if exchange is not None:
+            exchange.on_stop(code)
+            exchange.settle()
+        return 0
+
+    cpdef int connection_lost(self, object make_error) except -1:
+        """End every exchange; `make_error` makes one exception for each."""
+        cdef Exchange exchange
+        if self.lost is not None:
+            return 0
+        self.lost = make_error
+        waiting = [*self.waiting, *self.streams.values()]
+        self.waiting.clear()
+        self.streams.clear()
+        for exchange in waiting:
+            exchange.remote_ended = exchange.local_ended = True
+            if not exchange.received:
+                exchange.received = True
+                exchange.on_failure(make_error())
+            elif isinstance(exchange, ServerExchange):
+                (<ServerExchange>exchange).cancel_by_peer()
+        return 0
+
+    def expire(self, double started_before):
+        """Give up on requests that began earlier and are still not complete.
+
+        Args:
+            started_before: Seconds, on the clock that `stream_data` was given.
+
+        Returns:
+            How many were given up.
+        """
+        cdef Exchange exchange
+        cdef int count = 0
+        for exchange in list(self.streams.values()):
+            if (
+                isinstance(exchange, ServerExchange)
+                and not exchange.received
+                and (<ServerExchange>exchange).started_at < started_before
+            ):
+                exchange.on_failure(None)
+                count += 1
+        return count
+
+
+cdef class Exchange:
+    """What both ends of an exchange have in common; made by `Exchanges` only."""
+
+    def __init__(self):
+        raise TypeError(f"{type(self).__name__} is made by Exchanges")
+
+    def __repr__(self):
+        return f"<{type(self).__name__} stream={self.stream_id}>"
+
+    cdef int receive(self, object data, bint fin) except -1:
+        cdef Py_ssize_t taken = 0
+        cdef Py_ssize_t size = len(data)
+        if fin:
+            self.remote_ended = True
+        while not self.received and taken < size:
+            try:
+                taken += self.reader.feed(data, taken)
+            except TransportError as error:
+                self.on_failure(error)
+                break
+            # A frame without payload is ready as soon as its header is.
+            if self.reader.ready:
+                self.on_complete_frame()
+        if fin and not self.received:
+            self.received = True
+            self.on_end()
+        self.settle()
+        return 0
+
+    cdef int on_complete_frame(self) except -1:
+        raise NotImplementedError
+
+    cdef int on_failure(self, object error) except -1:
+        raise NotImplementedError
+
+    cdef int on_end(self) except -1:
+        raise NotImplementedError
+
+    cdef int on_stop(self, long long code) except -1:
+        raise NotImplementedError
+
+    cdef int finish_receiving(self) except -1:
+        """Read no further; tell the peer so unless it has ended already."""
+        if not self.received:
+            self.received = True
+        if not self.remote_ended and self.stream_id >= 0:
+            self.owner.link.stop(self.stream_id, 0)
+        return 0
+
+    cdef int settle(self) except -1:
+        """Forget the stream once both directions are over."""
+        if self.remote_ended and self.local_ended and self.received:
+            self.owner.streams.pop(self.stream_id, None)
+        return 0
+
+
+@cython.final
+cdef class ClientExchange(Exchange):
+    """A request on its way, and its answer."""
+
+    @property
+    def waiting(self):
+        """Whether the request still waits for the peer to allow a stream."""
+        return self.request is not None
+
+    cdef int on_complete_frame(self) except -1:
+        kind, payload = self.reader.take()
+        self.on_frame(self, kind, payload)
+        return 0
+
+    cdef int on_failure(self, object error) except -1:
+        self.finish_receiving()
+        on_error = self.on_error
+        self.on_frame = self.on_error = None
+        if on_error is not None:
+            on_error(self, error)
+        return 0
+
+    cdef int on_end(self) except -1:
+        cdef Py_ssize_t received = self.reader.received
+        if self.stopped >= 0 and not received:
+            # The server refused the request before it was sent in full.
+            return self.on_failure(StreamReset(self.stopped, sending=True))
+        return self.on_failure(StreamClosedEarly(received, self.reader.expected))
+
+    cdef int on_stop(self, long long code) except -1:
+        # Mostly a server that has read all it needs; what it answers decides.
+        self.stopped = code
+        return 0
+
+    cpdef int complete(self) except -1:
+        """Want no more frames; called from `on_frame` with the last one."""
+        if not self.received:
+            self.finish_receiving()
+        self.on_frame = self.on_error = None
+        return 0
+
+    cpdef int cancel(self) except -1:
+        """Drop the exchange, wherever it is; nothing is called after this."""
+        self.on_frame = self.on_error = None
+        if self.request is not None:
+            self.request = None
+            self.received = self.remote_ended = self.local_ended = True
+            # Gone from the queue if the connection was lost meanwhile.
+            if self in self.owner.waiting:
+                self.owner.waiting.remove(self)
+            return 0
+        if not self.received:
+            self.finish_receiving()
+            if self.owner.lost is None:
+                self.owner.link.reset(self.stream_id, 0)
+        return 0
+
+    def pause(self):
+        """Let the peer's window close while the answer is not being read."""
+        if self.stream_id >= 0 and not self.received:
+            self.owner.link.pause(self.stream_id)
+
+    def resume(self):
+        """Open the peer's window again."""
+        if self.stream_id >= 0 and not self.received:
+            self.owner.link.resume(self.stream_id)
+
+
+@cython.final
+cdef class ServerExchange(Exchange):
+    """A request that arrived, and the way to answer it."""
+
+    cdef int on_complete_frame(self) except -1:
+        kind, payload = self.reader.take()
+        # Whatever follows the first frame is ignored, as the peer does.
+        self.received = True
+        self.owner.on_request(self, kind, payload)
+        return 0
+
+    cdef int on_failure(self, object error) except -1:
+        """End the stream without an answer: there was no request to answer."""
+        self.finish_receiving()
+        self.cancel_by_peer()
+        return self._finish()
+
+    cdef int on_end(self) except -1:
+        return self._finish()
+
+    cdef int on_stop(self, long long code) except -1:
+        self.local_ended = True
+        return self.cancel_by_peer()
+
+    cdef int cancel_by_peer(self) except -1:
+        on_cancel = self.on_cancel
+        self.on_cancel = None
+        self.cancelled = True
+        if on_cancel is not None:
+            on_cancel()
+        return 0
+
+    cdef int _finish(self) except -1:
+        if not self.local_ended:
+            self.local_ended = True
+            self.owner.link.send(self.stream_id, b"", True)
+        return self.settle()
+
+    cpdef bint respond(self, bytes frame, bint fin=True) except -1:
+        """Send a frame of the answer.
+
+        Args:
+            frame: The whole frame, header included; empty to only end the stream.
+            fin: True with the last one.
+
+        Returns:
+            False if the client wants no more of it; nothing was sent.
+        """
+        if self.local_ended:
+            return False
+        if fin:
+            self.local_ended = True
+            self.on_cancel = None
+        self.owner.link.send(self.stream_id, frame, fin)
+        if fin:
+            self.finish_receiving()
+            self.settle()
+        return True
+
+    cpdef int abort(self) except -1:
+        """Reset our direction: an answer begun that cannot be finished."""
+        if not self.local_ended:
+            self.local_ended = True
+            self.on_cancel = None
+            self.owner.link.reset(self.stream_id, 0)
+        self.finish_receiving()
+        return self.settle()
+
+
+def read_login_answer(int kind, bytes payload):
+    """Read the server's answer to a login.
+
+    Raises:
+        UnexpectedMessage: It is another message.
+        DecodeError: It does not decode.
+    """
+    if kind != HANDSHAKE_RESPONSE:
+        raise UnexpectedMessage(message=MessageType(kind).wire_name)
+    return HandshakeResponse.from_payload(payload)
+
+
+def read_answer(int kind, bytes payload):
+    """Read the answer to a unary request.
+
+    Returns:
+        The SynapseResponse, a failed one too.
+
+    Raises:
+        UnexpectedMessage: It is another message.
+        DecodeError: It does not decode.
+    """
+    if kind == SYNAPSE_RESPONSE:
+        return SynapseResponse.from_payload(payload)
+    name = MessageType(kind).wire_name
+    if kind == STREAM_CHUNK:
+        raise UnexpectedMessage(
+            "received StreamChunk for a unary query: use query_axon_stream for "
+            "streaming synapses",
+            message=name,
+        )
+    raise UnexpectedMessage(message=name)
+
+
+def read_stream_frame(int kind, bytes payload):
+    """Read one frame of a streamed answer.
+
+    Returns:
+        The chunk's bytes, or None at the successful end.
+
+    Raises:
+        StreamError: The stream failed, or the frame does not belong in one.
+        DecodeError: It does not decode.
+    """
+    if kind == STREAM_CHUNK:
+        return StreamChunk.from_payload(payload).data
+    if kind == STREAM_END:
+        end = StreamEnd.from_payload(payload)
+        if end.success:
+            return None
+        raise StreamError(end.error or "stream ended with failure status")
+    if kind == SYNAPSE_RESPONSE:
+        response = SynapseResponse.from_payload(payload)
+        raise StreamError(
+            "server returned SynapseResponse error on streaming path: "
+            f"{response.error or 'no detail'}"
+        )
+    raise StreamError(
+        f"unexpected message type during streaming: {MessageType(kind).wire_name}"
+    )
