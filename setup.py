@@ -36,6 +36,12 @@ EXTENSIONS = [
     "lightning._core.quic.pacing",
     "lightning._core.quic.mtu",
     "lightning._core.quic.recovery",
+    "lightning._core.quic.pool",
+    "lightning._core.quic.spans",
+    "lightning._core.quic.flow",
+    "lightning._core.quic.sendbuf",
+    "lightning._core.quic.reassembly",
+    "lightning._core.quic.streams",
 ]
 NEEDS_LIBCRYPTO = {"lightning._core.quic.protection"}
 # For work on one extension: the last parts of the names to build, with commas.
