@@ -47,7 +47,7 @@ def _parse_ip(ip: str) -> bytes:
         if ":" not in ip:
             return socket.inet_pton(socket.AF_INET, ip)
         packed = socket.inet_pton(socket.AF_INET6, ip.partition("%")[0])
-    except (OSError, UnicodeError):
+    except (OSError, ValueError):
         raise ValueError(f"not an IP address: {ip!r}") from None
     return packed[12:] if packed.startswith(_MAPPED_IPV4) else packed
 
@@ -60,6 +60,10 @@ class SourceAllowlist:
     """
 
     _sources: frozenset[bytes] | None
+
+    def __repr__(self) -> str:
+        text = "bypass" if self.is_bypass else f"of {self.count} addresses"
+        return f"<{type(self).__name__} {text}>"
 
     @classmethod
     def bypass(cls) -> Self:
@@ -164,10 +168,10 @@ class LoginRateLimiter:
         return True
 
     def expire(self, now: float) -> None:
-        """Forget the sources without an attempt in the window, to give back memory."""
+        """Forget the sources without a login in the window; to give back memory."""
         while self._sources:
             source, attempts = next(iter(self._sources.items()))
-            if attempts and now - attempts[-1] < self.window:
+            if now - attempts[-1] < self.window:
                 break
             del self._sources[source]
 
@@ -248,18 +252,12 @@ class NonceCache:
         bucket.append(key)
         self._nonces.add(key)
 
-    def expire(self, now: float) -> int:
-        """Forget the nonces whose logins are too old by now.
-
-        Returns:
-            How many were forgotten.
-        """
-        before = len(self._nonces)
+    def expire(self, now: float) -> None:
+        """Forget the nonces whose logins are too old by now; to give back memory."""
         while self._expiries and self._expiries[0] <= now:
             expiry = heapq.heappop(self._expiries)
             self._nonces.difference_update(self._by_expiry.pop(expiry))
             self._forgotten = max(self._forgotten, expiry - self.max_age)
-        return before - len(self._nonces)
 
     def __len__(self) -> int:
         """Return the number of nonces kept."""

@@ -97,11 +97,12 @@ class Sr25519Signer:
         if crypto_type != _SR25519:
             name = _CRYPTO_NAMES.get(crypto_type, repr(crypto_type))
             raise ConfigError(f"a hotkey must be of type sr25519, not {name}")
-        public_key, address = keypair.public_key, keypair.ss58_address
         try:
+            public_key, address = keypair.public_key, keypair.ss58_address
             matches = ss58.decode(address) == public_key
-        except SignatureInvalid as error:
-            raise ConfigError(f"keypair with an unusable address: {error}") from error
+        except (AttributeError, TypeError, SignatureInvalid) as error:
+            kind = type(keypair).__name__
+            raise ConfigError(f"{kind} is not a usable keypair: {error}") from error
         if not matches:
             raise ConfigError(f"the keypair's address {address} is of another key")
         self._sign = keypair.sign
@@ -234,24 +235,26 @@ def _hotkey_of(read: Callable[[], Any]) -> Any:
     """Read a hotkey, whatever bittensor-wallet raises in doing so."""
     try:
         return read()
-    except Exception as error:
+    except BaseException as error:
+        # A panic in its Rust, as of a keyfile cut short, is no Exception.
+        panic = type(error).__name__ == "PanicException"
+        if not panic and not isinstance(error, Exception):
+            raise
         raise ConfigError(f"failed to load hotkey from wallet: {error}") from error
 
 
 class CallbackSigner:
     """Signs by a callable, for keys kept in another process or device."""
 
-    __slots__ = ("_callback",)
-
-    blocking = True
+    __slots__ = ("_callback", "blocking")
 
     def __init__(self, callback: Callable[[bytes], Any]) -> None:
         """Take the callable.
 
         Args:
-            callback: Called with the message, in a thread unless it is a coroutine
-                function. Returns, or is awaited for, the 64 bytes of the signature,
-                also as a list of integers.
+            callback: Called with the message, on the event loop if it is a coroutine
+                function, else in a thread. Returns, or is awaited for, the 64 bytes
+                of the signature, also as a list of integers.
 
         Raises:
             TypeError: Not a callable.
@@ -259,6 +262,7 @@ class CallbackSigner:
         if not callable(callback):
             raise TypeError(f"not a callable: {type(callback).__name__}")
         self._callback = callback
+        self.blocking = not inspect.iscoroutinefunction(callback)
 
     def sign(self, message: bytes) -> bytes | Awaitable[bytes]:
         """Call the callable.
@@ -279,6 +283,10 @@ class CallbackSigner:
         return f"<{type(self).__name__}>"
 
 
+async def _await(result: Awaitable[bytes]) -> bytes:
+    return await result
+
+
 async def _finish(result: Awaitable[Any]) -> bytes:
     try:
         signature = await result
@@ -287,7 +295,7 @@ async def _finish(result: Awaitable[Any]) -> bytes:
     return _as_signature(signature)
 
 
-def _callback_failed(error: Exception) -> SigningError:
+def _callback_failed(error: BaseException) -> SigningError:
     return SigningError(f"the signer failed: {type(error).__name__}: {error}")
 
 
@@ -326,7 +334,8 @@ def as_signer(value: object) -> Signer:
         if hasattr(value, "crypto_type") and hasattr(value, "public_key"):
             return Sr25519Signer(value)  # type: ignore[arg-type]  # checked by shape
         return value
-    if hasattr(value, "hotkey"):
+    # Reading a wallet's hotkey may ask for a password: once is enough.
+    if inspect.getattr_static(value, "hotkey", None) is not None:
         return BtWalletSigner(value)
     if callable(value):
         return CallbackSigner(value)
@@ -348,7 +357,7 @@ async def sign(signer: Signer, message: bytes) -> bytes:
         SigningError: The signer failed, or its result is not 64 bytes.
     """
     inline = not getattr(signer, "blocking", True) or inspect.iscoroutinefunction(
-        getattr(signer, "_callback", signer.sign)
+        signer.sign
     )
     try:
         if inline:
@@ -359,6 +368,12 @@ async def sign(signer: Signer, message: bytes) -> bytes:
             result = await result
     except SigningError:
         raise
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        # Not we were cancelled, but something that the signer waited for.
+        raise SigningError("the signer was cancelled") from error
     except Exception as error:
         raise _callback_failed(error) from error
     return _as_signature(result)
@@ -373,10 +388,10 @@ def sign_blocking(signer: Signer, message: bytes) -> bytes:
     try:
         result = signer.sign(message)
         if inspect.isawaitable(result):
-            result = asyncio.run(_finish(result))
+            result = asyncio.run(_await(result))
     except SigningError:
         raise
-    except Exception as error:
+    except (Exception, asyncio.CancelledError) as error:
         raise _callback_failed(error) from error
     return _as_signature(result)
 
