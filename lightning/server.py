@@ -1,0 +1,804 @@
+"""The server on asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import operator
+import socket
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+from lightning._core.io.transport import (
+    Connection,
+    Identity,
+    ServerEndpoint,
+    TransportConfig,
+)
+from lightning._core.wire.exchange import ServerExchange
+from lightning._core.wire.framing import MessageType
+from lightning._core.wire.messages import (
+    HandshakeRequest,
+    SynapsePacket,
+    encode_stream_chunk,
+    encode_stream_end,
+    encode_synapse_response,
+)
+from lightning.admission import (
+    LoginRateLimiter,
+    NonceCache,
+    PermitSet,
+    SourceAllowlist,
+    ValidatorTable,
+)
+from lightning.config import LightningServerConfig
+from lightning.errors import (
+    ConfigError,
+    FrameTooLarge,
+    HandlerError,
+    HandshakeError,
+    LightningConnectionError,
+    LightningError,
+    PermitMissing,
+    RateLimited,
+    SerializationError,
+    SigningError,
+    StreamError,
+)
+from lightning.handlers import (
+    ERROR_AUTHENTICATION,
+    ERROR_INVALID_REQUEST,
+    ERROR_PROCESSING,
+    ERROR_SERIALIZATION,
+    ERROR_STREAM,
+    ERROR_TIMEOUT,
+    ERROR_UNKNOWN_SYNAPSE,
+    Handler,
+    HandlerContext,
+    HandlerKind,
+    HandlerPool,
+    HandlerTable,
+    call,
+    run,
+    stream,
+)
+from lightning.handshake import (
+    accept,
+    certificate_fingerprint,
+    rejection,
+    verify_request,
+)
+from lightning.signer import (
+    BtWalletSigner,
+    Signer,
+    Sr25519Signer,
+    as_signer,
+    sign,
+)
+from lightning.types import PeerAddr, ServerConnectionStats
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Generator
+    from types import TracebackType
+
+# Seconds between two looks for requests that never became complete.
+SWEEP_INTERVAL = 1.0
+
+log = logging.getLogger("lightning.server")
+
+
+class Registered:
+    """What registering a handler returns; awaiting it is allowed and does nothing."""
+
+    def __await__(self) -> Generator[Any, None, None]:
+        """Return at once."""
+        return
+        yield
+
+
+class AsyncLightningServer:
+    """A miner's server on asyncio.
+
+    Args:
+        miner_hotkey: SS58 address of the miner's hotkey.
+        host: IPv4 or IPv6 address, or a host name, to listen on.
+        port: UDP port; 0 lets the system choose, see `local_addr`.
+        signer: Anything `as_signer` takes: a signer, a keypair, a wallet, a callable
+            or a seed; None to set one later.
+        config: Settings; None for the defaults.
+
+    Example::
+
+        server = AsyncLightningServer(hotkey, port=8443, signer=keypair)
+        server.register_synapse_handler("echo", lambda data: data)
+        async with server:
+            await server.serve_forever()
+    """
+
+    def __init__(
+        self,
+        miner_hotkey: str,
+        host: str = "0.0.0.0",  # noqa: S104 - miners serve the world.
+        port: int = 8443,
+        *,
+        signer: object | None = None,
+        config: LightningServerConfig | None = None,
+    ) -> None:
+        if not isinstance(miner_hotkey, str):
+            raise TypeError(
+                f"miner_hotkey must be a str, not {type(miner_hotkey).__name__}"
+            )
+        if not isinstance(host, str):
+            raise TypeError(f"host must be a str, not {type(host).__name__}")
+        if not 0 <= operator.index(port) <= 65535:
+            raise OverflowError("port must be between 0 and 65535")
+        self.miner_hotkey = miner_hotkey
+        self.host = host
+        self.port = operator.index(port)
+        self.config = config or LightningServerConfig()
+        self._signer: Signer | None = None if signer is None else as_signer(signer)
+        self._handlers = HandlerTable()
+        self._permit_resolver: Any = None
+        self._source_resolver: Any = None
+        self._observer: Any = None
+        settings = self.config
+        self._nonces = NonceCache(
+            settings.max_nonce_entries, settings.max_signature_age_secs
+        )
+        self._logins = LoginRateLimiter(
+            settings.max_handshake_attempts_per_minute,
+            max_sources=settings.max_tracked_rate_ips,
+        )
+        self._permits = PermitSet()
+        # Nobody may come in before the list was resolved for the first time.
+        self._sources = SourceAllowlist.enforce(())
+        self._table: ValidatorTable[Connection] = ValidatorTable(
+            settings.max_connections
+        )
+        # Connections without a login, and the timer that ends each.
+        self._strangers: dict[Connection, asyncio.TimerHandle] = {}
+        self._fingerprint = ""
+        self._endpoint: ServerEndpoint | None = None
+        self._pool: HandlerPool | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._stopped: asyncio.Event | None = None
+        self._serving = 0
+
+    @classmethod
+    def with_config(
+        cls, miner_hotkey: str, host: str, port: int, config: LightningServerConfig
+    ) -> Self:
+        """Make a server with settings, by the name it has in the peer's Rust crate."""
+        return cls(miner_hotkey, host, port, config=config)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.miner_hotkey} {self.host}:{self.port}>"
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    # Who signs, who may come in, who is told.
+
+    def set_miner_signer(self, signer: object) -> None:
+        """Set who signs the answers to logins.
+
+        Args:
+            signer: Anything `as_signer` takes.
+        """
+        self._signer = as_signer(signer)
+
+    def set_miner_keypair(self, keypair_seed: bytes | list[int]) -> None:
+        """Sign with the sr25519 key of a seed.
+
+        Args:
+            keypair_seed: 32 bytes.
+
+        Raises:
+            ConfigError: It is not 32 bytes long.
+        """
+        self._signer = Sr25519Signer.from_seed(bytes(keypair_seed))
+
+    def set_miner_wallet(
+        self,
+        wallet_name: str = "default",
+        wallet_path: str = "~/.bittensor/wallets",
+        hotkey_name: str = "default",
+    ) -> None:
+        """Sign with the hotkey of a wallet on disk; needs the extra ``wallet``.
+
+        Raises:
+            ConfigError: The wallet cannot be loaded.
+        """
+        self._signer = BtWalletSigner.from_wallet(wallet_name, wallet_path, hotkey_name)
+
+    def set_validator_permit_resolver(self, resolver: Any) -> None:
+        """Set who knows the validators that hold a permit.
+
+        Asked at the start and every ``validator_permit_refresh_secs``, if
+        ``require_validator_permit`` is set. Validators that have lost theirs are
+        disconnected.
+
+        Args:
+            resolver: A `ValidatorPermitResolver`, or a callable without arguments;
+                sync (run in a thread) or async.
+        """
+        self._permit_resolver = resolver
+
+    def set_source_address_resolver(self, resolver: Any) -> None:
+        """Set who knows the source addresses that may connect.
+
+        Asked at the start and every ``source_allowlist_refresh_secs``, if
+        ``enforce_source_allowlist`` is set.
+
+        Args:
+            resolver: A `SourceAddressResolver`, or a callable without arguments; sync
+                (run in a thread) or async.
+        """
+        self._source_resolver = resolver
+
+    def set_handshake_observer(self, observer: Any) -> None:
+        """Set who is told of every login that succeeded.
+
+        Args:
+            observer: A `HandshakeObserver`, or a callable with the hotkey and the IP;
+                sync or async, run on the event loop.
+        """
+        self._observer = observer
+
+    # Handlers; they may be registered while the server runs.
+
+    def register_synapse_handler(
+        self, synapse_type: str, handler: Any, *, inline: bool = False
+    ) -> Registered:
+        """Register a handler that gives one answer; see `lightning.handlers`.
+
+        Args:
+            synapse_type: Name that requests ask for; registering again replaces.
+            handler: A function of ``data``, or an object with ``handle``; run in a
+                thread, or on the event loop if it is ``async``.
+            inline: Run it on the I/O thread, for handlers of a few microseconds.
+
+        Raises:
+            ConfigError: It is a generator, or cannot be called with ``data``.
+        """
+        self._handlers.add(synapse_type, handler, inline=inline)
+        return Registered()
+
+    def register_async_synapse_handler(
+        self, synapse_type: str, handler: Any
+    ) -> Registered:
+        """Register an async handler that gives one answer.
+
+        Args:
+            synapse_type: As for `register_synapse_handler`.
+            handler: As there, returning an awaitable.
+        """
+        self._handlers.add_async(synapse_type, handler)
+        return Registered()
+
+    def register_streaming_handler(self, synapse_type: str, handler: Any) -> Registered:
+        """Register a handler that gives chunks of bytes.
+
+        Args:
+            synapse_type: As for `register_synapse_handler`.
+            handler: A generator or async generator function of ``data``, or what
+                else `HandlerTable.add_streaming` takes.
+        """
+        self._handlers.add_streaming(synapse_type, handler)
+        return Registered()
+
+    # Life.
+
+    async def start(self) -> None:
+        """Make a certificate, bind the socket and begin to serve.
+
+        Raises:
+            ConfigError: It runs already.
+            LightningConnectionError: The address cannot be bound.
+        """
+        if self._endpoint is not None:
+            raise ConfigError("the server is already started: call stop() first")
+        if self._signer is None:
+            log.warning("no signer is set: every login will be refused")
+        settings = self.config
+        identity = Identity()
+        endpoint = ServerEndpoint(
+            TransportConfig(
+                idle_timeout=settings.idle_timeout_secs,
+                keep_alive_interval=settings.keep_alive_interval_secs,
+                max_frame_payload=settings.max_login_frame_bytes,
+                max_streams=settings.max_concurrent_bidi_streams,
+                retry=settings.require_address_validation,
+            ),
+            identity,
+            admit=self._admits,
+            accepting=self._accepting,
+            on_connection=self._on_connection,
+            on_request=self._on_request,
+        )
+        try:
+            family, _, _, _, address = (
+                await asyncio.get_running_loop().getaddrinfo(
+                    self.host, self.port, type=socket.SOCK_DGRAM
+                )
+            )[0]
+        except OSError as error:
+            raise LightningConnectionError(
+                f"invalid host {self.host!r}: {error}"
+            ) from error
+        self._fingerprint = certificate_fingerprint(identity.der)
+        await endpoint.open(family, address)
+        self._endpoint = endpoint
+        self._pool = HandlerPool(settings.handler_threads)
+        self._stopped = asyncio.Event()
+        self._spawn(self._sweep(), "sweep")
+        if settings.require_validator_permit:
+            self._spawn(self._refresh_permits(), "permits")
+        if settings.enforce_source_allowlist:
+            self._spawn(self._refresh_sources(), "sources")
+
+    async def serve_forever(self) -> None:
+        """Return when the server has been stopped.
+
+        Raises:
+            ConfigError: It is not started, or a permit or the allowlist is asked for
+                without a resolver.
+        """
+        stopped = self._stopped
+        if self._endpoint is None or stopped is None:
+            raise ConfigError("server not started: call start() first")
+        if self.config.require_validator_permit and self._permit_resolver is None:
+            raise ConfigError(
+                "require_validator_permit needs a ValidatorPermitResolver: call "
+                "set_validator_permit_resolver() first"
+            )
+        if self.config.enforce_source_allowlist and self._source_resolver is None:
+            raise ConfigError(
+                "enforce_source_allowlist needs a SourceAddressResolver: call "
+                "set_source_address_resolver() first"
+            )
+        self._serving += 1
+        try:
+            await stopped.wait()
+        finally:
+            self._serving -= 1
+
+    async def stop(self) -> None:
+        """Close every connection and the socket; fine if it is not started.
+
+        Async handlers are cancelled; those in threads run on unheard. It can be
+        started again, with a new certificate.
+        """
+        endpoint, self._endpoint = self._endpoint, None
+        if endpoint is None:
+            return
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        endpoint.close("server_shutdown")
+        if self._pool is not None:
+            self._pool.shutdown()
+        if tasks:
+            await asyncio.wait(tasks)
+        if self._stopped is not None:
+            self._stopped.set()
+        # Whoever waits in serve_forever() sees it return, not a cancelled call.
+        while self._serving:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    def local_addr(self) -> PeerAddr:
+        """Return the address and port that the server listens on.
+
+        Raises:
+            ConfigError: It is not started.
+        """
+        if self._endpoint is None:
+            raise ConfigError("server not started: call start() first")
+        return self._endpoint.local_addr
+
+    # What it knows.
+
+    async def get_connection_stats(self) -> ServerConnectionStats:
+        """Return the peer's table of texts.
+
+        Returns:
+            ``total_connections`` and ``verified_connections``: validators logged in;
+            and for each ``connection_{hotkey}``: the name of its session.
+        """
+        stats = {}
+        for session in self._table:
+            for hotkey, login in session.logins.items():
+                stats[f"connection_{hotkey}"] = login.connection_id
+        count = str(len(stats))
+        stats["total_connections"] = stats["verified_connections"] = count
+        return stats  # type: ignore[return-value]  # Hotkeys make the other keys.
+
+    async def cleanup_stale_connections(self, max_idle_seconds: float = 300) -> None:
+        """Close connections whose last request is longer ago than this.
+
+        Args:
+            max_idle_seconds: Seconds.
+        """
+        for connection in self._table.stale(max_idle_seconds, time.time()):
+            connection.close("cleanup")
+
+    async def get_active_nonce_count(self) -> int:
+        """Return how many nonces are remembered."""
+        return len(self._nonces)
+
+    async def cleanup_expired_nonces(self) -> None:
+        """Forget nonces that cannot be used again; done by itself as well."""
+        self._nonces.expire(time.time())
+        self._logins.expire(time.monotonic())
+
+    async def get_permitted_validator_count(self) -> int:
+        """Return how many validators hold a permit, as last resolved."""
+        return len(self._permits)
+
+    async def get_allowed_source_count(self) -> int:
+        """Return how many addresses the allowlist has; 0 if it is bypassed."""
+        return self._sources.count
+
+    async def is_source_enforcement_bypassed(self) -> bool:
+        """Return whether the resolver lets every address in."""
+        return self._sources.is_bypass
+
+    # Connections.
+
+    def _admits(self, ip: str) -> bool:
+        return not self.config.enforce_source_allowlist or self._sources.allows(ip)
+
+    def _accepting(self) -> bool:
+        return len(self._strangers) < self.config.max_unauthenticated_connections
+
+    def _on_connection(self, connection: Connection) -> None:
+        connection.on_closed = self._on_closed
+        self._strangers[connection] = asyncio.get_running_loop().call_later(
+            self.config.login_deadline_secs, connection.close, "login deadline"
+        )
+
+    def _on_closed(self, connection: Connection) -> None:
+        deadline = self._strangers.pop(connection, None)
+        if deadline is not None:
+            deadline.cancel()
+        self._table.remove_connection(connection)
+
+    # Requests.
+
+    def _on_request(
+        self, connection: Connection, exchange: ServerExchange, kind: int, payload: bytes
+    ) -> None:
+        try:
+            if kind == MessageType.SYNAPSE_PACKET:
+                self._on_packet(connection, exchange, payload)
+            elif kind == MessageType.HANDSHAKE_REQUEST:
+                self._on_login(connection, exchange, payload)
+            else:
+                exchange.respond(b"")
+        except Exception:
+            # Ours to mend, and no reason to lose the connection.
+            log.exception("request from %s failed", connection.address)
+            exchange.abort()
+
+    def _on_login(
+        self, connection: Connection, exchange: ServerExchange, payload: bytes
+    ) -> None:
+        ip = connection.address.ip
+        try:
+            if not self._logins.allow(ip, time.monotonic()):
+                raise RateLimited("too many logins from this address", address=ip)
+            request = HandshakeRequest.from_payload(payload)
+        except LightningError as error:
+            log.info("login from %s refused: %s", connection.address, error)
+            exchange.respond(rejection(time.time()).to_frame())
+            return
+        self._spawn(self._login(connection, exchange, request), "login", exchange)
+
+    async def _login(
+        self,
+        connection: Connection,
+        exchange: ServerExchange,
+        request: HandshakeRequest,
+    ) -> None:
+        hotkey = request.validator_hotkey
+        try:
+            async with asyncio.timeout(self.config.handshake_timeout_secs):
+                frame = await self._check_login(connection, request)
+        except (LightningError, TimeoutError) as error:
+            log.info(
+                "login of %.64r from %s refused: %s",
+                hotkey,
+                connection.address,
+                str(error) or "timed out",
+            )
+            exchange.respond(rejection(time.time(), self.miner_hotkey).to_frame())
+            return
+        exchange.respond(frame)
+        if self._observer is not None:
+            self._spawn(self._observe(hotkey, connection.address.ip), "observe")
+
+    async def _check_login(
+        self, connection: Connection, request: HandshakeRequest
+    ) -> bytes:
+        """Check a login in the peer's order, and return the frame that accepts it."""
+        hotkey = request.validator_hotkey
+        verify_request(
+            request,
+            fingerprint=self._fingerprint,
+            now=time.time(),
+            max_age=self.config.max_signature_age_secs,
+        )
+        self._nonces.check_and_store(request.nonce, request.timestamp, time.time())
+        if self.config.require_validator_permit and hotkey not in self._permits:
+            raise PermitMissing("no validator permit", hotkey=hotkey)
+        if self._signer is None:
+            raise SigningError("no miner signer configured")
+        login = accept(
+            request,
+            miner_hotkey=self.miner_hotkey,
+            fingerprint=self._fingerprint,
+            now=time.time(),
+        )
+        frame = login.response(await sign(self._signer, login.message)).to_frame()
+        if not connection.is_alive:
+            raise HandshakeError("the connection was closed meanwhile", hotkey=hotkey)
+        replaced = self._table.register(
+            hotkey, connection, login.connection_id, time.time()
+        )
+        if replaced is not None:
+            replaced.close("replaced")
+        deadline = self._strangers.pop(connection, None)
+        if deadline is not None:
+            deadline.cancel()
+        connection.exchanges.max_payload = self.config.max_frame_payload_bytes
+        return frame
+
+    async def _observe(self, hotkey: str, ip: str) -> None:
+        observer = self._observer
+        tell = getattr(observer, "observe_successful_handshake", observer)
+        try:
+            result = tell(hotkey, ip)
+            if inspect.isawaitable(result):
+                await result
+        except Exception:
+            log.exception("the handshake observer failed")
+
+    def _on_packet(
+        self, connection: Connection, exchange: ServerExchange, payload: bytes
+    ) -> None:
+        try:
+            packet = SynapsePacket.from_payload(payload)
+        except SerializationError as error:
+            log.debug("request from %s refused: %s", connection.address, error)
+            _fail(exchange, ERROR_INVALID_REQUEST)
+            return
+        handler = self._handlers.find(packet.synapse_type)
+        session = self._table.session(connection)
+        if session is None:
+            _fail(exchange, ERROR_AUTHENTICATION, handler)
+            return
+        session.last_activity = time.time()
+        if handler is None:
+            _fail(exchange, ERROR_UNKNOWN_SYNAPSE)
+            return
+        hotkey = session.hotkey
+        context = HandlerContext(
+            hotkey,
+            connection.address,
+            packet.synapse_type,
+            time.monotonic() + self.config.handler_timeout_secs,
+            session.logins[hotkey].connection_id,
+        )
+        if handler.kind is HandlerKind.INLINE:
+            self._answer_inline(exchange, handler, packet.data, context)
+        elif handler.streams:
+            self._spawn(
+                self._answer_stream(
+                    connection, exchange, handler, packet.data, context
+                ),
+                packet.synapse_type,
+                exchange,
+            )
+        else:
+            self._spawn(
+                self._answer(exchange, handler, packet.data, context),
+                packet.synapse_type,
+                exchange,
+            )
+
+    def _answer_inline(
+        self,
+        exchange: ServerExchange,
+        handler: Handler,
+        data: dict[str, Any],
+        context: HandlerContext,
+    ) -> None:
+        try:
+            result = call(handler, data, context)
+        except HandlerError as error:
+            _log_failure(handler, error)
+            _fail(exchange, ERROR_PROCESSING)
+            return
+        self._respond(exchange, handler, result)
+
+    async def _answer(
+        self,
+        exchange: ServerExchange,
+        handler: Handler,
+        data: dict[str, Any],
+        context: HandlerContext,
+    ) -> None:
+        assert self._pool is not None  # Since start().
+        try:
+            async with asyncio.timeout(self.config.handler_timeout_secs):
+                result = await run(handler, data, context, self._pool)
+        except TimeoutError:
+            log.warning("handler %r timed out", handler.name)
+            _fail(exchange, ERROR_TIMEOUT)
+        except HandlerError as error:
+            _log_failure(handler, error)
+            _fail(exchange, ERROR_PROCESSING)
+        else:
+            self._respond(exchange, handler, result)
+
+    def _respond(
+        self, exchange: ServerExchange, handler: Handler, result: dict[str, Any]
+    ) -> None:
+        try:
+            frame = encode_synapse_response(
+                True,
+                result,
+                int(time.time()),
+                None,
+                self.config.max_frame_payload_bytes,
+            )
+        except (SerializationError, FrameTooLarge) as error:
+            log.error("the answer of handler %r cannot be sent: %s", handler.name, error)
+            _fail(exchange, ERROR_SERIALIZATION)
+            return
+        exchange.respond(frame)
+
+    async def _answer_stream(
+        self,
+        connection: Connection,
+        exchange: ServerExchange,
+        handler: Handler,
+        data: dict[str, Any],
+        context: HandlerContext,
+    ) -> None:
+        assert self._pool is not None  # Since start().
+        limit = self.config.max_frame_payload_bytes
+        error_text = None
+        chunks = stream(
+            handler,
+            data,
+            context,
+            self._pool,
+            buffer=self.config.streaming_channel_buffer,
+        )
+        try:
+            async with asyncio.timeout(self.config.handler_timeout_secs):
+                async for chunk in chunks:
+                    if not exchange.respond(encode_stream_chunk(chunk, limit), False):
+                        return
+                    if (waiter := connection.sent(exchange.stream_id)) is not None:
+                        await waiter
+        except TimeoutError:
+            log.warning("streaming handler %r timed out", handler.name)
+            error_text = ERROR_TIMEOUT
+        except (HandlerError, StreamError) as error:
+            _log_failure(handler, error)
+            error_text = ERROR_STREAM
+        except (SerializationError, FrameTooLarge) as error:
+            log.error("a chunk of handler %r cannot be sent: %s", handler.name, error)
+            error_text = ERROR_STREAM
+        finally:
+            await chunks.aclose()
+        exchange.respond(encode_stream_end(error_text is None, error_text))
+
+    # Background.
+
+    def _spawn(
+        self,
+        coroutine: Coroutine[Any, Any, None],
+        name: str,
+        exchange: ServerExchange | None = None,
+    ) -> None:
+        """Run a task that ends with the server, or with its exchange."""
+        task = asyncio.get_running_loop().create_task(
+            coroutine, name=f"lightning-server {name}"
+        )
+        self._tasks.add(task)
+        task.add_done_callback(self._on_task_done)
+        if exchange is not None:
+            exchange.on_cancel = task.cancel
+
+    def _on_task_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("task %s failed", task.get_name(), exc_info=error)
+
+    async def _sweep(self) -> None:
+        next_cleanup = time.monotonic() + self.config.nonce_cleanup_interval_secs
+        while (endpoint := self._endpoint) is not None:
+            await asyncio.sleep(SWEEP_INTERVAL)
+            now = asyncio.get_running_loop().time()
+            for connection in set(endpoint.connections.values()):
+                connection.exchanges.expire(now - self.config.frame_timeout_secs)
+            if time.monotonic() >= next_cleanup:
+                next_cleanup += self.config.nonce_cleanup_interval_secs
+                await self.cleanup_expired_nonces()
+
+    async def _refresh_permits(self) -> None:
+        while True:
+            if (resolver := self._permit_resolver) is not None:
+                resolve = getattr(resolver, "resolve_permitted_validators", resolver)
+                try:
+                    lost = self._permits.replace(await _resolve(resolve))
+                except Exception:
+                    log.exception("permits not refreshed, the old ones stay")
+                else:
+                    self._drop_unpermitted(lost)
+                await asyncio.sleep(self.config.validator_permit_refresh_secs)
+            else:
+                await asyncio.sleep(SWEEP_INTERVAL)
+
+    def _drop_unpermitted(self, lost: frozenset[str]) -> None:
+        for hotkey in lost.intersection(self._table.hotkeys):
+            log.warning("validator %s has lost its permit", hotkey)
+            connection = self._table.remove_hotkey(hotkey)
+            if connection is not None:
+                connection.close("validator_permit_lost")
+
+    async def _refresh_sources(self) -> None:
+        while True:
+            if (resolver := self._source_resolver) is not None:
+                resolve = getattr(resolver, "resolve_allowed_sources", resolver)
+                try:
+                    sources = await _resolve(resolve)
+                    if not isinstance(sources, SourceAllowlist):
+                        raise TypeError(
+                            "resolve_allowed_sources must return a SourceAllowlist, "
+                            f"not {type(sources).__name__}"
+                        )
+                    self._sources = sources
+                except Exception:
+                    log.exception("source allowlist not refreshed, the old one stays")
+                await asyncio.sleep(self.config.source_allowlist_refresh_secs)
+            else:
+                await asyncio.sleep(SWEEP_INTERVAL)
+
+
+async def _resolve(resolve: Callable[[], Any]) -> Any:
+    """Ask a resolver, in a thread unless it is a coroutine function."""
+    if inspect.iscoroutinefunction(resolve):
+        return await resolve()
+    result = await asyncio.to_thread(resolve)
+    return await result if inspect.isawaitable(result) else result
+
+
+def _fail(
+    exchange: ServerExchange, text: str, handler: Handler | None = None
+) -> None:
+    """Send a failure, in the frame that a caller of this handler waits for."""
+    if handler is not None and handler.streams:
+        exchange.respond(encode_stream_end(False, text))
+    else:
+        exchange.respond(encode_synapse_response(False, {}, int(time.time()), text))
+
+
+def _log_failure(handler: Handler, error: LightningError) -> None:
+    log.error(
+        "handler %r failed: %s", handler.name, error, exc_info=error.__cause__ or error
+    )

@@ -1,0 +1,209 @@
+"""The chunks of a streamed answer, on asyncio and for blocking callers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Self
+
+from lightning._core.wire.exchange import ClientExchange, Exchanges, read_stream_frame
+from lightning._core.wire.framing import MessageType
+from lightning.errors import LightningError, StreamError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from lightning._core.io.loop import LoopThread
+
+# A streamed answer that is not read stops its sender at this many bytes.
+HIGH_WATER = 1024 * 1024
+
+
+class StreamingResponse:
+    """The chunks of a streamed answer, as they come.
+
+    An asynchronous iterator of ``bytes``, and a context manager that drops what was
+    not read; dropping it early stops the miner's handler. After its end it stays
+    ended.
+    """
+
+    def __init__(self, chunk_timeout: float | None, max_payload: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._chunk_timeout = chunk_timeout
+        self._max_payload = max_payload
+        self._frames: deque[tuple[int, bytes]] = deque()
+        self._buffered = 0
+        self._paused = False
+        self._error: LightningError | None = None
+        self._ended = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._exchange: ClientExchange | None = None
+
+    def start(self, exchanges: Exchanges, frame: bytes) -> None:
+        """Send the request; called once by the client."""
+        self._exchange = exchanges.start(frame, self._on_frame, self._on_error)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        chunk = await self.next_chunk()
+        if chunk is None:
+            raise StopAsyncIteration
+        return chunk
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def next_chunk(self) -> bytes | None:
+        """Wait for the next chunk.
+
+        Returns:
+            Its bytes, or None at the successful end and ever after.
+
+        Raises:
+            StreamError: The miner's handler failed, or no chunk came within
+                ``stream_chunk_timeout``.
+            TransportError: The connection or the stream broke.
+        """
+        if not self._frames and not self._ended and self._error is None:
+            await self._wait()
+        if self._frames:
+            return self._take()
+        error, self._error = self._error, None
+        self._ended = True
+        if error is not None:
+            raise error
+        return None
+
+    async def collect_all(self) -> list[bytes]:
+        """Wait for the end and return all chunks.
+
+        Raises:
+            StreamError: They are more than ``max_stream_payload_bytes`` in sum; or as
+                `next_chunk`.
+            TransportError: As `next_chunk`.
+        """
+        chunks = []
+        size = 0
+        async for chunk in self:
+            size += len(chunk)
+            if size > self._max_payload:
+                self.close()
+                raise StreamError(
+                    f"stream payload {size} bytes exceeds maximum {self._max_payload}"
+                )
+            chunks.append(chunk)
+        return chunks
+
+    def close(self) -> None:
+        """Drop what was not read; the miner's handler is stopped. Fine when ended."""
+        self._ended = True
+        self._error = None
+        self._frames.clear()
+        if self._exchange is not None:
+            self._exchange.cancel()
+        self._wake()
+
+    async def _wait(self) -> None:
+        if self._waiter is not None:
+            raise RuntimeError("another task is already waiting for this stream")
+        self._waiter = self._loop.create_future()
+        try:
+            async with asyncio.timeout(self._chunk_timeout):
+                await self._waiter
+        except TimeoutError:
+            self.close()
+            raise StreamError("chunk read timed out") from None
+        finally:
+            self._waiter = None
+
+    def _take(self) -> bytes | None:
+        kind, payload = self._frames.popleft()
+        self._buffered -= len(payload)
+        if self._paused and self._buffered <= HIGH_WATER // 2:
+            self._paused = False
+            if self._exchange is not None:
+                self._exchange.resume()
+        try:
+            chunk = read_stream_frame(kind, payload)
+        except LightningError:
+            self.close()
+            raise
+        if chunk is None:
+            self._ended = True
+        return chunk
+
+    def _on_frame(self, exchange: ClientExchange, kind: int, payload: bytes) -> None:
+        self._frames.append((kind, payload))
+        self._buffered += len(payload)
+        # Any other frame is the last one.
+        if kind != MessageType.STREAM_CHUNK:
+            exchange.complete()
+        elif self._buffered > HIGH_WATER and not self._paused:
+            self._paused = True
+            exchange.pause()
+        self._wake()
+
+    def _on_error(self, exchange: ClientExchange, error: LightningError) -> None:
+        self._error = error
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class BlockingStreamingResponse:
+    """The chunks of a streamed answer, as they come, for blocking callers.
+
+    An iterator of ``bytes``, and a context manager that drops what was not read. After
+    its end it stays ended. Dropping it without reading to the end closes it.
+    """
+
+    def __init__(self, stream: StreamingResponse, io: LoopThread) -> None:
+        self._stream = stream
+        self._io = io
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> bytes:
+        chunk = self.next_chunk()
+        if chunk is None:
+            raise StopIteration
+        return chunk
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def next_chunk(self) -> bytes | None:
+        """Do as `StreamingResponse.next_chunk`."""
+        return self._io.call(self._stream.next_chunk)
+
+    def collect_all(self) -> list[bytes]:
+        """Do as `StreamingResponse.collect_all`."""
+        return self._io.call(self._stream.collect_all)
+
+    def close(self) -> None:
+        """Drop what was not read; the miner's handler is stopped. Fine when ended."""
+        self._io.post(self._stream.close)
