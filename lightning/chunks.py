@@ -10,17 +10,9 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from lightning.binding import Handler, HandlerContext, HandlerKind, name_of
 from lightning.errors import HandlerError, StreamError
-from lightning.handlers import (
-    Cancellation,
-    Handler,
-    HandlerContext,
-    HandlerKind,
-    failure,
-    name_of,
-    refuse_coroutine,
-    wake_loop,
-)
+from lightning.running import Cancellation, failure, refuse_coroutine, wake_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

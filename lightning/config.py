@@ -99,7 +99,7 @@ class LightningClientConfig:
 
     def __post_init__(self) -> None:
         _convert(self)
-        _require_above_zero(
+        _require_non_zero(
             self, "connect_timeout", "idle_timeout", "keep_alive_interval"
         )
         if self.keep_alive_interval >= self.idle_timeout:
@@ -107,14 +107,14 @@ class LightningClientConfig:
                 f"keep_alive_interval ({self.keep_alive_interval:g}s) must be less "
                 f"than idle_timeout ({self.idle_timeout:g}s)"
             )
-        _require_above_zero(self, "reconnect_initial_backoff", "reconnect_max_backoff")
+        _require_non_zero(self, "reconnect_initial_backoff", "reconnect_max_backoff")
         if self.reconnect_initial_backoff > self.reconnect_max_backoff:
             raise ConfigError(
                 f"reconnect_initial_backoff ({self.reconnect_initial_backoff:g}s) must "
                 f"be <= reconnect_max_backoff ({self.reconnect_max_backoff:g}s)"
             )
         _require_at_least_one(self, "reconnect_max_retries")
-        _require_above_zero(self, "reconnect_slow_probe_interval")
+        _require_non_zero(self, "reconnect_slow_probe_interval")
         _require_at_least_one(self, "max_connections")
         _check_frame_limit(self.max_frame_payload_bytes)
         if self.max_stream_payload_bytes < self.max_frame_payload_bytes:
@@ -122,7 +122,7 @@ class LightningClientConfig:
                 f"max_stream_payload_bytes ({self.max_stream_payload_bytes}) must be "
                 f">= max_frame_payload_bytes ({self.max_frame_payload_bytes})"
             )
-        _require_above_zero(self, "stream_chunk_timeout")
+        _require_non_zero(self, "stream_chunk_timeout")
         _require_timer_range(self)
 
     @staticmethod
@@ -473,8 +473,10 @@ def _kind(value: Any) -> str:
     return type(value).__name__
 
 
-def _require_above_zero(config: LightningClientConfig, *names: str) -> None:
-    # None switches the setting off; 0 does not.
+def _require_non_zero(
+    config: LightningClientConfig | LightningServerConfig, *names: str
+) -> None:
+    # None switches a setting off; 0 does not.
     for name in names:
         if getattr(config, name) == 0:
             raise ConfigError(f"{name} must be non-zero")
@@ -483,12 +485,6 @@ def _require_above_zero(config: LightningClientConfig, *names: str) -> None:
 def _require_at_least_one(config: LightningClientConfig, name: str) -> None:
     if getattr(config, name) < 1:
         raise ConfigError(f"{name} must be at least 1")
-
-
-def _require_non_zero(config: LightningServerConfig, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) == 0:
-            raise ConfigError(f"{name} must be non-zero")
 
 
 def _require_timer_range(config: LightningClientConfig | LightningServerConfig) -> None:
