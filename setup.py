@@ -22,7 +22,8 @@ SANITIZE = os.environ.get("LIGHTNING_SANITIZE") == "1"
 ANNOTATE = os.environ.get("LIGHTNING_ANNOTATE") == "1"
 
 EXTENSIONS = [
-    "lightning._core.wire.msgpack",
+    "lightning._core.wire.packer",
+    "lightning._core.wire.unpacker",
     "lightning._core.wire.framing",
     "lightning._core.wire.messages",
     "lightning._core.wire.exchange",
@@ -35,6 +36,9 @@ EXTENSIONS = [
     "lightning._core.quic.congestion",
     "lightning._core.quic.pacing",
     "lightning._core.quic.mtu",
+    "lightning._core.quic.rtt",
+    "lightning._core.quic.ecn",
+    "lightning._core.quic.sent",
     "lightning._core.quic.recovery",
     "lightning._core.quic.pool",
     "lightning._core.quic.spans",
