@@ -47,6 +47,7 @@ cdef void start_reading(
     Reader *reader, const uint8_t *data, Py_ssize_t size, object prefix, object root
 ) noexcept
 cdef int read_token(Reader *reader, Token *token) except -1
+cdef object make_text(const Token *token)
 cdef object read_value(Reader *reader, int outer)
 cdef dict read_data(Reader *reader, int outer)
 cdef int fail_reading(Reader *reader, str what, Py_ssize_t offset) except -1

@@ -388,7 +388,7 @@ cdef ReadFrame *nest(
 cdef object make_scalar(Reader *reader, const Token *token):
     """Make the Python value of a token that is no container, and charge for it."""
     if token.kind == STR:
-        value = read_text(token)
+        value = make_text(token)
         if value is not None:
             if token.size > 1:
                 reader.budget -= TEXT_COST + text_size(value) * text_width(value)
@@ -413,7 +413,7 @@ cdef object make_scalar(Reader *reader, const Token *token):
     return PyBytes_FromStringAndSize(<const char *>token.body, token.size)
 
 
-cdef object read_text(const Token *token):
+cdef object make_text(const Token *token):
     """Make the str of a STR or BIN token, or None if it is not UTF-8."""
     cdef PyObject *text = text_or_null(<const char *>token.body, token.size, NULL)
     if text is NULL:
