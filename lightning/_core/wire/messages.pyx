@@ -61,7 +61,7 @@ cdef enum:
 
 
 cpdef bytes encode_synapse_packet(
-    str synapse_type not None, object data, uint64_t timestamp,
+    str synapse_type, object data, uint64_t timestamp,
     Py_ssize_t max_payload=DEFAULT_MAX_FRAME_PAYLOAD,
 ):
     """Write a request as one frame.
@@ -607,6 +607,8 @@ cdef Writer begin(int fields, Py_ssize_t max_payload):
 
 
 cdef int write_text(Writer writer, str value, str name) except -1:
+    if value is None:
+        raise TypeError(f"{name} must be a str, not None")
     writer.root = name
     return writer.write_str(value)
 
