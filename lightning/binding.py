@@ -49,7 +49,7 @@ class HandlerContext:
 
 
 class HandlerKind(enum.Enum):
-    """Where a handler runs and what it gives; see the module."""
+    """Where a handler runs and what it gives; see ``lightning.handlers``."""
 
     INLINE = "inline"
     THREAD = "thread"

@@ -229,6 +229,7 @@ class _ThreadChunks(AsyncIterator[bytes]):
         chunks: Iterator[Any] | None = None
         try:
             result = self._start(self)
+            refuse_coroutine(result)
             if not self._handler.takes_sender:
                 chunks = _iterator(result)
                 # Room first: a generator is never run further than the reader allows.
@@ -319,7 +320,6 @@ class _TaskChunks(AsyncIterator[bytes]):
 
 def _iterator(result: Any) -> Iterator[Any]:
     """Iterate over what a streaming handler returned."""
-    refuse_coroutine(result)
     if isinstance(result, AsyncIterable):
         raise HandlerError(
             "handler returned an async iterable; register an async generator function"

@@ -233,13 +233,10 @@ class QuicRequest:
             synapse_type = request["synapse_type"]
         except KeyError:
             raise MissingField("synapse_type") from None
-        data = request.get("data", _NO_DATA)
+        data = request.get("data", {})
         if data is None:
             raise TypeError("data must be a mapping, not NoneType")
         return cls(synapse_type, data)
-
-
-_NO_DATA: Final[dict[str, Any]] = {}
 
 
 @dataclass(slots=True)

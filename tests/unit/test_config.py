@@ -1,6 +1,7 @@
 """Settings: the peer's names, defaults, rules, texts and order, and our own limits."""
 
 import dataclasses
+import itertools
 import pickle
 
 import numpy as np
@@ -110,7 +111,7 @@ def test_every_field_has_a_docstring() -> None:
         body = tree.body
         documented = {
             field.target.id
-            for field, text in zip(body, body[1:], strict=False)
+            for field, text in itertools.pairwise(body)
             if isinstance(field, ast.AnnAssign)
             and isinstance(text, ast.Expr)
             and "default" in text.value.value
@@ -132,7 +133,10 @@ def test_every_field_has_a_docstring() -> None:
             {"keep_alive_interval": 0.5, "idle_timeout": 0.25},
             "keep_alive_interval (0.5s) must be less than idle_timeout (0.25s)",
         ),
-        ({"reconnect_initial_backoff": 0}, "reconnect_initial_backoff must be non-zero"),
+        (
+            {"reconnect_initial_backoff": 0},
+            "reconnect_initial_backoff must be non-zero",
+        ),
         ({"reconnect_max_backoff": 0}, "reconnect_max_backoff must be non-zero"),
         (
             {"reconnect_initial_backoff": 61},
@@ -154,8 +158,10 @@ def test_every_field_has_a_docstring() -> None:
         ),
         (
             {"max_frame_payload_bytes": 2**27},
-            "max_stream_payload_bytes (67108864) must be >= max_frame_payload_bytes "
-            "(134217728)",
+            (
+                "max_stream_payload_bytes (67108864) must be >= "
+                "max_frame_payload_bytes (134217728)"
+            ),
         ),
         ({"stream_chunk_timeout": 0}, "stream_chunk_timeout must be non-zero"),
         (
@@ -166,7 +172,10 @@ def test_every_field_has_a_docstring() -> None:
             {"stream_chunk_timeout": 315_360_001},
             "stream_chunk_timeout must not exceed 315360000 seconds",
         ),
-        ({"connect_timeout": float("nan")}, "connect_timeout must be a number, not NaN"),
+        (
+            {"connect_timeout": float("nan")},
+            "connect_timeout must be a number, not NaN",
+        ),
     ],
 )
 def test_client_rules(settings: dict, text: str) -> None:
@@ -213,8 +222,10 @@ def test_client_rules(settings: dict, text: str) -> None:
         ),
         (
             {"max_login_frame_bytes": 2**27},
-            "max_login_frame_bytes (134217728) must be <= max_frame_payload_bytes "
-            "(67108864)",
+            (
+                "max_login_frame_bytes (134217728) must be <= "
+                "max_frame_payload_bytes (67108864)"
+            ),
         ),
         (
             {"idle_timeout_secs": 2**64 - 1},
@@ -237,7 +248,10 @@ def test_server_rules(settings: dict, text: str) -> None:
         (LightningClientConfig, {"max_frame_payload_bytes": 1_048_576}),
         (
             LightningClientConfig,
-            {"max_frame_payload_bytes": 2**32 - 1, "max_stream_payload_bytes": 2**32 - 1},
+            {
+                "max_frame_payload_bytes": 2**32 - 1,
+                "max_stream_payload_bytes": 2**32 - 1,
+            },
         ),
         (LightningClientConfig, {"reconnect_initial_backoff": 60}),
         (LightningClientConfig, {"reconnect_slow_probe_interval": None}),
