@@ -257,7 +257,8 @@ class NonceCache:
         while self._expiries and self._expiries[0] <= now:
             expiry = heapq.heappop(self._expiries)
             self._nonces.difference_update(self._by_expiry.pop(expiry))
-            self._forgotten = max(self._forgotten, expiry - self.max_age)
+            # It only ever grows: what was stored since is newer.
+            self._forgotten = expiry - self.max_age
 
     def __len__(self) -> int:
         """Return the number of nonces kept."""

@@ -58,7 +58,7 @@ MAX_CLOCK_SKEW = 60
 """Seconds that a login's timestamp may lie ahead of our clock."""
 
 # Either case, as the peer: a nonce is only ever compared with nonces.
-_NONCE = re.compile(r"[0-9a-fA-F]{32}", re.ASCII)
+_NONCE = re.compile(r"[0-9a-fA-F]{32}")
 
 
 def certificate_fingerprint(certificate: bytes) -> str:
@@ -332,10 +332,10 @@ def _read_signature(hotkey: str, signature: str) -> tuple[bytes, bytes]:
 def _decode_base64(text: str) -> bytes:
     """Return the bytes of padded standard base64, refusing every other spelling."""
     try:
-        raw = base64.b64decode(text, validate=True)
+        raw = base64.b64decode(text)
     except ValueError:
         raise SignatureInvalid("Failed to decode signature: not base64") from None
-    # Unused bits in the last character would make a second spelling.
+    # The decoder skips foreign characters, and does not look at bits left over.
     if _encode_base64(raw) != text:
         raise SignatureInvalid("Failed to decode signature: not in canonical form")
     return raw

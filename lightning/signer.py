@@ -51,9 +51,8 @@ _NEUTRAL_KEY = bytes(ss58.KEY_SIZE)
 class Signer(Protocol):
     """Anything that can sign a login.
 
-    A signer may also have an attribute ``blocking``. False says that ``sign`` is done
-    in microseconds and may run on an event loop; without the attribute a ``sign`` that
-    is not a coroutine function runs in a thread.
+    A signer may also have an attribute ``blocking``. False says that ``sign`` returns
+    in microseconds and may be called on an event loop, not only in a thread.
     """
 
     def sign(self, message: bytes) -> bytes | Awaitable[bytes]:
@@ -223,7 +222,7 @@ class BtWalletSigner(Sr25519Signer):
                 "wallet files need bittensor-wallet: "
                 "pip install 'bittensor-lightning[wallet]'"
             ) from error
-        folder = os.path.expanduser(path)
+        folder = os.fspath(path)
         return cls(
             _hotkey_of(
                 lambda: Wallet(name=name, hotkey=hotkey_name, path=folder).hotkey
@@ -246,15 +245,17 @@ def _hotkey_of(read: Callable[[], Any]) -> Any:
 class CallbackSigner:
     """Signs by a callable, for keys kept in another process or device."""
 
-    __slots__ = ("_callback", "blocking")
+    __slots__ = ("_callback",)
+
+    blocking = True
 
     def __init__(self, callback: Callable[[bytes], Any]) -> None:
         """Take the callable.
 
         Args:
-            callback: Called with the message, on the event loop if it is a coroutine
-                function, else in a thread. Returns, or is awaited for, the 64 bytes
-                of the signature, also as a list of integers.
+            callback: Called in a thread with the message, and if it is a coroutine
+                function awaited on the event loop. Gives the 64 bytes of the
+                signature, also as a list of integers.
 
         Raises:
             TypeError: Not a callable.
@@ -262,7 +263,6 @@ class CallbackSigner:
         if not callable(callback):
             raise TypeError(f"not a callable: {type(callback).__name__}")
         self._callback = callback
-        self.blocking = not inspect.iscoroutinefunction(callback)
 
     def sign(self, message: bytes) -> bytes | Awaitable[bytes]:
         """Call the callable.
@@ -271,10 +271,7 @@ class CallbackSigner:
             SigningError: It raised, or what it returned is not 64 bytes. A peer would
                 refuse such a signature, so it is not sent.
         """
-        try:
-            result = self._callback(message)
-        except Exception as error:
-            raise _callback_failed(error) from error
+        result = _call(self._callback, message)
         if inspect.isawaitable(result):
             return _finish(result)
         return _as_signature(result)
@@ -283,19 +280,38 @@ class CallbackSigner:
         return f"<{type(self).__name__}>"
 
 
-async def _await(result: Awaitable[bytes]) -> bytes:
-    return await result
+def _call(function: Callable[[bytes], Any], message: bytes) -> Any:
+    """Call a signer, turning whatever it raises into a SigningError.
+
+    In a thread this also keeps StopIteration from getting lost: asyncio cannot hand
+    that one over, and would wait for ever.
+    """
+    try:
+        return function(message)
+    except SigningError:
+        raise
+    except Exception as error:
+        raise _failed(error) from error
 
 
 async def _finish(result: Awaitable[Any]) -> bytes:
+    """Wait for a signature on this loop."""
     try:
         signature = await result
+    except SigningError:
+        raise
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        # Not we were cancelled, but something that the signer waited for.
+        raise SigningError("the signer was cancelled") from error
     except Exception as error:
-        raise _callback_failed(error) from error
+        raise _failed(error) from error
     return _as_signature(signature)
 
 
-def _callback_failed(error: BaseException) -> SigningError:
+def _failed(error: Exception) -> SigningError:
     return SigningError(f"the signer failed: {type(error).__name__}: {error}")
 
 
@@ -349,33 +365,19 @@ async def sign(signer: Signer, message: bytes) -> bytes:
     """Sign a message on an event loop, without blocking it.
 
     Args:
-        signer: Runs in a thread of the loop's default executor, unless its ``sign``
-            is a coroutine function or its ``blocking`` is false.
+        signer: Called in a thread of the loop's default executor, unless its
+            ``blocking`` is false; an awaitable that it returns is awaited here.
         message: What to sign.
 
     Raises:
         SigningError: The signer failed, or its result is not 64 bytes.
     """
-    inline = not getattr(signer, "blocking", True) or inspect.iscoroutinefunction(
-        signer.sign
-    )
-    try:
-        if inline:
-            result = signer.sign(message)
-        else:
-            result = await asyncio.to_thread(signer.sign, message)
-        if inspect.isawaitable(result):
-            result = await result
-    except SigningError:
-        raise
-    except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
-            raise
-        # Not we were cancelled, but something that the signer waited for.
-        raise SigningError("the signer was cancelled") from error
-    except Exception as error:
-        raise _callback_failed(error) from error
+    if getattr(signer, "blocking", True):
+        result = await asyncio.to_thread(_call, signer.sign, message)
+    else:
+        result = _call(signer.sign, message)
+    if inspect.isawaitable(result):
+        return await _finish(result)
     return _as_signature(result)
 
 
@@ -385,14 +387,9 @@ def sign_blocking(signer: Signer, message: bytes) -> bytes:
     Raises:
         SigningError: As :func:`sign`.
     """
-    try:
-        result = signer.sign(message)
-        if inspect.isawaitable(result):
-            result = asyncio.run(_await(result))
-    except SigningError:
-        raise
-    except (Exception, asyncio.CancelledError) as error:
-        raise _callback_failed(error) from error
+    result = _call(signer.sign, message)
+    if inspect.isawaitable(result):
+        return asyncio.run(_finish(result))
     return _as_signature(result)
 
 
