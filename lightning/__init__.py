@@ -1,1 +1,127 @@
-"""Persistent authenticated QUIC between Bittensor validators and miners."""
+"""Persistent authenticated QUIC between Bittensor validators and miners.
+
+A validator keeps one connection to each miner, logged in once with the hotkeys of both
+sides, and sends its requests over it. `AsyncLightning` and `AsyncLightningServer` are
+for asyncio, `Lightning` and `LightningServer` block. The wire is that of btlightning
+0.2, so either side can switch alone.
+"""
+
+from importlib.util import find_spec as _find_spec
+
+if _find_spec("lightning.pytorch") is not None:
+    raise ImportError(
+        "PyTorch Lightning's files are in the folder of the package 'lightning', which "
+        "bittensor-lightning needs for itself: uninstall the package 'lightning' "
+        "(keep 'pytorch-lightning', it has a folder of its own) and reinstall "
+        "bittensor-lightning, or use separate environments"
+    )
+
+from lightning._core.wire.framing import (
+    DEFAULT_MAX_FRAME_PAYLOAD,
+    MessageType,
+    parse_frame_header,
+)
+from lightning._core.wire.messages import (
+    HandshakeRequest,
+    HandshakeResponse,
+    StreamChunk,
+    StreamEnd,
+    SynapsePacket,
+    SynapseResponse,
+)
+from lightning._version import __version__
+from lightning.admission import (
+    HandshakeObserver,
+    SourceAddressResolver,
+    SourceAllowlist,
+    ValidatorPermitResolver,
+)
+from lightning.blocking import Lightning, LightningServer
+from lightning.client import AsyncLightning, LightningClient
+from lightning.config import (
+    LightningClientConfig,
+    LightningClientConfigBuilder,
+    LightningServerConfig,
+    LightningServerConfigBuilder,
+)
+from lightning.errors import LightningError
+from lightning.handlers import HandlerContext, typed_async_handler, typed_handler
+from lightning.server import AsyncLightningServer
+from lightning.signer import BtWalletSigner, CallbackSigner, Signer, Sr25519Signer
+from lightning.streaming import BlockingStreamingResponse, StreamingResponse
+from lightning.types import (
+    AsyncSynapseHandler,
+    AxonInfo,
+    ClientConnectionStats,
+    PeerAddr,
+    QuicAxonInfo,
+    QuicRequest,
+    QuicResponse,
+    ServerConnectionStats,
+    StreamingSynapseHandler,
+    SynapseHandler,
+    SynapseRequest,
+)
+
+RustLightning = Lightning
+"""The peer's native class; here one class has everything."""
+
+RustLightningServer = LightningServer
+"""The peer's native class; here one class has everything."""
+
+PyStreamingResponse = BlockingStreamingResponse
+"""The blocking stream, by its name in the peer's Python package."""
+
+LIGHTNING_AVAILABLE = True
+"""As in the peer's Python package."""
+
+__all__ = [
+    "DEFAULT_MAX_FRAME_PAYLOAD",
+    "LIGHTNING_AVAILABLE",
+    "AsyncLightning",
+    "AsyncLightningServer",
+    "AsyncSynapseHandler",
+    "AxonInfo",
+    "BlockingStreamingResponse",
+    "BtWalletSigner",
+    "CallbackSigner",
+    "ClientConnectionStats",
+    "HandlerContext",
+    "HandshakeObserver",
+    "HandshakeRequest",
+    "HandshakeResponse",
+    "Lightning",
+    "LightningClient",
+    "LightningClientConfig",
+    "LightningClientConfigBuilder",
+    "LightningError",
+    "LightningServer",
+    "LightningServerConfig",
+    "LightningServerConfigBuilder",
+    "MessageType",
+    "PeerAddr",
+    "PyStreamingResponse",
+    "QuicAxonInfo",
+    "QuicRequest",
+    "QuicResponse",
+    "RustLightning",
+    "RustLightningServer",
+    "ServerConnectionStats",
+    "Signer",
+    "SourceAddressResolver",
+    "SourceAllowlist",
+    "Sr25519Signer",
+    "StreamChunk",
+    "StreamEnd",
+    "StreamingResponse",
+    "StreamingSynapseHandler",
+    "SynapseHandler",
+    "SynapsePacket",
+    "SynapseRequest",
+    "SynapseResponse",
+    "ValidatorPermitResolver",
+    "__version__",
+    "parse_frame_header",
+    "typed_async_handler",
+    "typed_handler",
+]

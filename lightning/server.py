@@ -32,6 +32,7 @@ from lightning.admission import (
     SourceAllowlist,
     ValidatorTable,
 )
+from lightning.chunks import stream
 from lightning.config import LightningServerConfig
 from lightning.errors import (
     ConfigError,
@@ -57,11 +58,9 @@ from lightning.handlers import (
     Handler,
     HandlerContext,
     HandlerKind,
-    HandlerPool,
     HandlerTable,
     call,
     run,
-    stream,
 )
 from lightning.handshake import (
     accept,
@@ -69,6 +68,7 @@ from lightning.handshake import (
     rejection,
     verify_request,
 )
+from lightning.pool import HandlerPool
 from lightning.signer import (
     BtWalletSigner,
     Signer,

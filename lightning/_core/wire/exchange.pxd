@@ -20,6 +20,7 @@ cdef class Exchanges:
         # Largest payload that a reader accepts, in bytes; new streams use it.
         public Py_ssize_t max_payload
 
+    cdef ServerExchange accept(self, long long stream_id, double now)
     cpdef ClientExchange start(self, bytes frame, object on_frame, object on_error)
     cpdef int pump(self) except -1
     cpdef int stream_data(
@@ -79,3 +80,4 @@ cdef class ServerExchange(Exchange):
     cpdef bint respond(self, bytes frame, bint fin=*) except -1
     cpdef int abort(self) except -1
     cdef int cancel_by_peer(self) except -1
+    cdef int finish(self) except -1

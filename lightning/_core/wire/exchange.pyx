@@ -131,11 +131,11 @@ cdef class Exchanges:
             # client opens in both directions are zero (RFC 9000 section 2.1).
             if self.on_request is None or stream_id & 3:
                 return 0
-            exchange = self._accept(stream_id, now)
+            exchange = self.accept(stream_id, now)
         exchange.receive(data, fin)
         return 0
 
-    cdef ServerExchange _accept(self, long long stream_id, double now):
+    cdef ServerExchange accept(self, long long stream_id, double now):
         cdef ServerExchange exchange = ServerExchange.__new__(ServerExchange)
         exchange.owner = self
         exchange.reader = FrameReader(self.max_payload)
@@ -343,10 +343,10 @@ cdef class ServerExchange(Exchange):
         """End the stream without an answer: there was no request to answer."""
         self.finish_receiving()
         self.cancel_by_peer()
-        return self._finish()
+        return self.finish()
 
     cdef int on_end(self) except -1:
-        return self._finish()
+        return self.finish()
 
     cdef int on_stop(self, long long code) except -1:
         self.local_ended = True
@@ -360,7 +360,7 @@ cdef class ServerExchange(Exchange):
             on_cancel()
         return 0
 
-    cdef int _finish(self) except -1:
+    cdef int finish(self) except -1:
         if not self.local_ended:
             self.local_ended = True
             self.owner.link.send(self.stream_id, b"", True)
