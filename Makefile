@@ -4,7 +4,7 @@ PY := $(VENV)/bin/python
 SETUP := LIGHTNING_VENV=$(VENV) tools/setup.sh
 CODE := lightning tests examples tools bench setup.py
 
-.PHONY: help demo test interop build debug annotate lint types format cov sanitize dist clean
+.PHONY: help demo test interop peer-suite build debug annotate lint types format cov sanitize rebuild dist clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -18,6 +18,9 @@ test: build ## the test suite
 
 interop: build ## only the tests with the peer's wheel; they fail where it is missing
 	LIGHTNING_REQUIRE_INTEROP=1 $(PY) -m pytest -m interop
+
+peer-suite: build ## the peer's own Python tests, with this package in its place
+	tools/peer_suite.sh
 
 build: ## the environment and the extensions
 	@$(SETUP) dev
