@@ -608,6 +608,7 @@ cdef void recovery_on_retry(Recovery* r, int64_t now) noexcept nogil:
         sent_remove(&sp.sent, p)
         p = sent_oldest(&sp.sent)
     sp.loss_time = INT64_MAX
+    sp.run_start = INT64_MAX
     sp.probes = 0
     r.pto_count = 0
     r.timer_base = now
