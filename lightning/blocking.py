@@ -89,7 +89,7 @@ class Lightning:
             "max_connections": max_connections,
             "stream_chunk_timeout": stream_chunk_timeout_secs,
         }
-        settings = {
+        settings: dict[str, Any] = {
             name: _unsigned(name, value)
             for name, value in given.items()
             if value is not None

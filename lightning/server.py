@@ -89,7 +89,11 @@ log = logging.getLogger("lightning.server")
 
 
 class Registered:
-    """What registering a handler returns; awaiting it is allowed and does nothing."""
+    """What registering a handler returns: it is done, and awaiting it does nothing.
+
+    The peer's Rust crate awaits these calls, so ours may be awaited, too; they are
+    typed ``Any`` so that no type checker asks for it.
+    """
 
     def __await__(self) -> Generator[Any, None, None]:
         """Return at once."""
@@ -259,7 +263,7 @@ class AsyncLightningServer:
 
     def register_synapse_handler(
         self, synapse_type: str, handler: Any, *, inline: bool = False
-    ) -> Registered:
+    ) -> Any:
         """Register a handler that gives one answer; see `lightning.handlers`.
 
         Args:
@@ -276,7 +280,7 @@ class AsyncLightningServer:
 
     def register_async_synapse_handler(
         self, synapse_type: str, handler: Any
-    ) -> Registered:
+    ) -> Any:
         """Register an async handler that gives one answer.
 
         Args:
@@ -286,7 +290,7 @@ class AsyncLightningServer:
         self._handlers.add_async(synapse_type, handler)
         return Registered()
 
-    def register_streaming_handler(self, synapse_type: str, handler: Any) -> Registered:
+    def register_streaming_handler(self, synapse_type: str, handler: Any) -> Any:
         """Register a handler that gives chunks of bytes.
 
         Args:

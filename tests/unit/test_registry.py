@@ -43,7 +43,9 @@ def test_backoff_says_when_to_come_back():
     backoff = Backoff()
     backoff.check(A, 0.0, CONFIG)
     backoff.failed(0.0, CONFIG)
-    with pytest.raises(LightningConnectionError, match="in backoff, next retry in 0.4s") as caught:
+    with pytest.raises(
+        LightningConnectionError, match=r"in backoff, next retry in 0\.4s"
+    ) as caught:
         backoff.check(A, 0.6, CONFIG)
     assert caught.value.retry_after == pytest.approx(0.4)
     assert caught.value.address == "127.0.0.1:1"
