@@ -245,12 +245,12 @@ class LightningServerConfig:
     Not in the peer. A login takes below 512 bytes.
     """
 
-    frame_timeout_secs: float = 30.0
+    frame_timeout_secs: float = 60.0
     """Seconds for a request's frame to arrive whole, from its first byte; above 0,
-    default 30.
+    default 60, the longest that the peer's client takes to send one.
 
-    Not in the peer. A large request on a slow path needs more: 64 MiB in 30 seconds
-    are 18 Mbit/s.
+    Not in the peer. A large request on a slow path needs more: 64 MiB in 60 seconds
+    are 9 Mbit/s.
     """
 
     def __post_init__(self) -> None:

@@ -53,7 +53,7 @@ OWN_SERVER_DEFAULTS = {
     "login_deadline_secs": 10.0,
     "max_unauthenticated_connections": 256,
     "max_login_frame_bytes": 65_536,
-    "frame_timeout_secs": 30.0,
+    "frame_timeout_secs": 60.0,
 }
 CONFIGS = [LightningClientConfig, LightningServerConfig]
 

@@ -1,0 +1,55 @@
+"""What the documents say is what the code does."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightning import LightningClientConfig, LightningServerConfig
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("number", "config"), [(1, LightningClientConfig), (2, LightningServerConfig)]
+)
+def test_the_table_of_limits_is_complete_and_has_the_defaults(number, config):
+    section = (ROOT / "docs" / "limits.md").read_text().split("\n## ")[number]
+    listed = dict(re.findall(r"^\| `(\w+)` \| (\S+) \|", section, re.MULTILINE))
+    fields = {field.name: str(field.default) for field in dataclasses.fields(config)}
+    assert listed == fields
+
+
+def run(*args: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", *args],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_the_readmes_example_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert run("-c", code).startswith("{'n': 1} ")
+
+
+@pytest.mark.parametrize(
+    "example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem
+)
+def test_the_examples_run(example):
+    assert run(str(example))
+
+
+def test_local_links_lead_somewhere():
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
