@@ -4,7 +4,7 @@ PY := $(VENV)/bin/python
 SETUP := LIGHTNING_VENV=$(VENV) tools/setup.sh
 CODE := lightning tests examples tools bench setup.py
 
-.PHONY: help demo test interop peer-suite build debug annotate lint types format cov sanitize rebuild dist clean
+.PHONY: help demo test interop peer-suite build debug annotate lint types format cov sanitize dist clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -46,17 +46,12 @@ format: ## write the code as ruff would
 	$(VENV)/bin/ruff check --fix $(CODE)
 	$(VENV)/bin/ruff format $(CODE)
 
-cov: ## coverage of Python and Cython, in an environment of its own
-	LIGHTNING_TRACE=1 LIGHTNING_VENV=.venv-cov tools/setup.sh dev
-	.venv-cov/bin/python -m coverage run -m pytest -q --timeout 300
-	.venv-cov/bin/python -m coverage report
-	@$(MAKE) --no-print-directory rebuild
+cov: build ## coverage of Python and Cython
+	LIGHTNING_TRACE=1 tools/variant.sh cov bash -c '\
+	    "$$PY" -m coverage run -m pytest -q --timeout 300 && "$$PY" -m coverage report'
 
-sanitize: ## the suite under AddressSanitizer and UndefinedBehaviorSanitizer
+sanitize: build ## the suite under AddressSanitizer and UndefinedBehaviorSanitizer
 	tools/sanitize.sh
-
-rebuild:
-	@$(PY) setup.py -q build_ext --inplace --force
 
 dist: build ## sdist and wheel
 	$(PY) -m pip install -q build
