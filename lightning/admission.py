@@ -119,7 +119,7 @@ class LoginRateLimiter:
     number of logins itself, so nothing is gained. Refusing new sources instead would
     let one network lock out everybody.
 
-    Cost: constant. Memory: at most ``max_sources`` times ``max_attempts`` times.
+    Cost: constant. Memory: at most ``max_sources`` x ``max_attempts`` numbers.
     """
 
     __slots__ = ("_sources", "max_attempts", "max_sources", "window")
