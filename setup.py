@@ -45,6 +45,8 @@ EXTENSIONS = [
     "lightning._core.quic.flow",
     "lightning._core.quic.sendbuf",
     "lightning._core.quic.reassembly",
+    "lightning._core.quic.streamtable",
+    "lightning._core.quic.streamsend",
     "lightning._core.quic.streams",
 ]
 NEEDS_LIBCRYPTO = {"lightning._core.quic.protection"}

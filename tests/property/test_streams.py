@@ -1,0 +1,460 @@
+"""Streams of two ends over a bad network, and of one end under attack."""
+
+import random
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+)
+
+from lightning._core.quic.streams import Streams
+from tests.reference import stream_model as model
+
+OK = 0
+LIMIT, CLOSED, FULL = -2, -3, -4
+
+
+def noise(id, sender, size):
+    """The bytes that an end sends on a stream."""
+    return random.Random(id * 2 + sender).randbytes(16_000)[:size]
+
+
+# --- Two ends -------------------------------------------------------------------------
+
+
+class End:
+    """One end, its application, and the packets that it has in flight."""
+
+    def __init__(self, rng, is_client, use_sink, reset_rate):
+        self.rng = rng
+        self.is_client = is_client
+        self.use_sink = use_sink
+        self.reset_rate = reset_rate
+        self.limits = {
+            "max_data": 20_000,
+            "max_stream_data_bidi_local": 5_000,
+            "max_stream_data_bidi_remote": 6_000,
+            "max_stream_data_uni": 7_000,
+            "max_streams_bidi": 5,
+            "max_streams_uni": 3,
+        }
+        self.streams = Streams(
+            is_client,
+            sink=self.sink if use_sink else None,
+            max_stream_window=10_000,
+            max_stream_buffered=3_000,
+            **self.limits,
+        )
+        self.to_open = 12
+        self.to_send = {}  # identifier: bytes left
+        self.blocked = set()  # identifiers that wait for EVENT_WRITABLE
+        self.got = {}  # identifier: bytes received
+        self.ended = set()
+        self.reset_by_peer = set()
+        self.paused = set()
+        self.given_up = set()
+        self.held = set()
+
+    def sink(self, id, data, fin):
+        if id in self.given_up:
+            raise AssertionError("a stopped stream goes on")
+        taken = len(data)
+        if data and self.rng.random() < 0.2:
+            taken = self.rng.randrange(len(data))
+            self.paused.add(id)
+        self.got[id] = self.got.get(id, b"") + data[:taken]
+        if fin and taken == len(data):
+            assert id not in self.ended
+            self.ended.add(id)
+        return taken
+
+    def adopt(self, id):
+        """Plan what to send on a stream that was just opened."""
+        self.held.add(id)
+        self.got.setdefault(id, b"")
+        local = bool(id & 1) != self.is_client
+        if local or not id & 2:
+            size = self.rng.choice([0, 1, 100, 4096, 15_000])
+            self.to_send[id] = noise(id, self.is_client, size)
+
+    def receives(self, id):
+        return not id & 2 or bool(id & 1) == self.is_client
+
+    def act(self):
+        """Do what the application would do now."""
+        for kind, id, _ in self.streams.events():
+            if kind == model.OPENED:
+                self.adopt(id)
+            elif kind == model.READABLE:
+                self.paused.add(id)
+            elif kind == model.RESET:
+                self.reset_by_peer.add(id)
+                self.paused.discard(id)
+            elif kind == model.STOPPED:
+                self.to_send.pop(id, None)
+            elif kind == model.WRITABLE:
+                self.blocked.discard(id)
+        if self.to_open and self.rng.random() < 0.5:
+            id = self.streams.open(self.rng.random() < 0.2)
+            assert id == LIMIT or id >= 0
+            if id >= 0:
+                self.to_open -= 1
+                self.adopt(id)
+        for id in [*self.paused]:
+            if self.rng.random() < 0.7:
+                self.read(id)
+        for id in [*self.to_send]:
+            if id not in self.blocked and self.rng.random() < 0.5:
+                self.send(id)
+        for id in [*self.held]:
+            self.let_go(id)
+
+    def read(self, id):
+        self.paused.discard(id)
+        if self.streams.state(id) is None:
+            return
+        if self.use_sink:
+            assert self.streams.resume(id) == OK
+            return
+        size = self.rng.choice([10, 1000, 2**62])
+        data, end = self.streams.read(id, size)
+        self.got[id] += data
+        if end:
+            self.ended.add(id)
+        elif len(data) == size:
+            self.paused.add(id)
+
+    def send(self, id):
+        left = self.to_send[id]
+        size = min(len(left), self.rng.choice([1, 500, 2000, 20_000]))
+        if self.rng.random() < self.reset_rate:
+            self.streams.reset(id, id)
+            del self.to_send[id]
+            return
+        call = self.streams.refer if self.rng.random() < 0.3 else self.streams.send
+        status = call(id, left[:size], size == len(left))
+        if status == FULL:
+            self.blocked.add(id)
+            return
+        assert status == OK
+        if size == len(left):
+            del self.to_send[id]
+        else:
+            self.to_send[id] = left[size:]
+
+    def let_go(self, id):
+        if id in self.to_send:
+            return
+        if self.receives(id):
+            if self.rng.random() < self.reset_rate:
+                self.streams.stop(id, 7)
+                self.given_up.add(id)
+            elif (
+                id not in self.ended
+                and id not in self.reset_by_peer
+                and id not in self.given_up
+            ):
+                return
+        self.held.discard(id)
+        self.paused.discard(id)
+        self.streams.release(id)
+
+    @property
+    def is_idle(self):
+        return not (self.to_open or self.to_send or self.held or self.paused)
+
+
+class Network:
+    """Packets that are lost, delayed, doubled, and declared lost too early."""
+
+    def __init__(self, rng, loss):
+        self.rng = rng
+        self.loss = loss
+        self.packets = []  # (sender, receiver, payload, records)
+
+    def send(self, sender, receiver):
+        room = self.rng.choice([130, 400, 1200])
+        payload, records = sender.streams.write(room, self.rng.choice([1, 5, 64]))
+        if payload:
+            self.packets.append((sender, receiver, payload, records))
+
+    def step(self):
+        """Settle the fate of one packet, not always the oldest."""
+        index = min(int(self.rng.expovariate(0.3)), len(self.packets) - 1)
+        sender, receiver, payload, records = self.packets.pop(index)
+        dice = self.rng.random()
+        if dice < self.loss:
+            self.tell(sender.streams.on_lost, records)
+            return
+        for _ in range(2 if dice < 2 * self.loss else 1):
+            assert receiver.streams.receive(payload) == OK
+        if dice > 1 - self.loss:
+            # It arrived, but the sender gives it up first.
+            self.tell(sender.streams.on_lost, records)
+        self.tell(sender.streams.on_acked, records)
+
+    def tell(self, call, records):
+        for record in records:
+            assert call(record) == OK
+
+
+@pytest.mark.parametrize("use_sink", [False, True])
+@pytest.mark.parametrize("reset_rate", [0, 0.05])
+@pytest.mark.parametrize("seed", range(15))
+def test_every_byte_arrives_once_and_in_order(seed, reset_rate, use_sink):
+    rng = random.Random(seed)
+    loss = rng.choice([0, 0.05, 0.3])
+    ends = [End(rng, is_client, use_sink, reset_rate) for is_client in (True, False)]
+    for end, other in (ends, ends[::-1]):
+        end.streams.set_peer_limits(**other.limits)
+    network = Network(rng, loss)
+    for _ in range(200_000):
+        for end, other in (ends, ends[::-1]):
+            end.act()
+            if end.streams.has_frames and len(network.packets) < 30:
+                network.send(end, other)
+        if network.packets and rng.random() < 0.8:
+            network.step()
+        if not network.packets and all(
+            end.is_idle and not end.streams.has_frames for end in ends
+        ):
+            break
+    assert all(end.is_idle for end in ends), "the transfer stalled"
+    assert not network.packets
+    for end, other in (ends, ends[::-1]):
+        assert len(end.got) >= 12
+        for id, got in end.got.items():
+            if not end.receives(id):
+                continue
+            sent = noise(id, not end.is_client, len(got))
+            assert got == sent, "bytes are a prefix of what was sent"
+            if not reset_rate:
+                assert id in end.ended
+        assert end.streams.count == 0
+        assert (end.streams.send_buffered, end.streams.recv_buffered) == (0, 0)
+        assert end.streams.memory_in_use == (0, 0, 0)
+
+
+# --- One end under attack ---------------------------------------------------------------
+
+IDS = st.one_of(st.integers(0, 23), st.sampled_from([2**60, 2**62 - 1]))
+OFFSETS = st.one_of(st.integers(0, 70), st.sampled_from([5000, 2**62 - 1]))
+VALUES = st.one_of(st.integers(0, 100), st.sampled_from([2**60, 2**60 + 1, 2**62 - 1]))
+
+
+class Attack(RuleBasedStateMachine):
+    """Any frames, with any application above, are answered as the model answers."""
+
+    def __init__(self):
+        super().__init__()
+        self.dead = False
+        self.real = None
+
+    @precondition(lambda self: not self.alive())
+    @rule(is_client=st.booleans(), window=st.sampled_from([100, 10_000]))
+    def start(self, is_client, window):
+        self.teardown()
+        self.dead = False
+        self.real = Streams(
+            is_client,
+            max_data=window,
+            max_data_window=window,
+            max_stream_data_bidi_local=64,
+            max_stream_data_bidi_remote=64,
+            max_stream_data_uni=64,
+            max_stream_window=64,
+            max_streams_bidi=4,
+            max_streams_uni=4,
+            max_stream_buffered=40,
+        )
+        self.real.set_peer_limits(
+            max_data=200,
+            max_stream_data_bidi_local=50,
+            max_stream_data_bidi_remote=50,
+            max_stream_data_uni=50,
+            max_streams_bidi=3,
+            max_streams_uni=3,
+        )
+        self.model = model.Table(is_client, streams=4, stream_window=64, window=window)
+        self.flight = []
+
+    def alive(self):
+        return self.real is not None and not self.dead
+
+    def receive(self, payload):
+        """Give one frame to both."""
+        (decoded,) = model.frames(payload)
+        expected = self.model.receive(*decoded)
+        assert self.real.receive(payload) == expected
+        self.dead = expected != OK
+
+    def pick(self, number):
+        """A held stream, or None."""
+        held = sorted(id for id, s in self.model.live.items() if s.held)
+        return held[number % len(held)] if held else None
+
+    # Frames.
+
+    @precondition(alive)
+    @rule(id=IDS, offset=OFFSETS, size=st.integers(0, 20), fin=st.booleans())
+    def stream(self, id, offset, size, fin):
+        data = bytes((id + offset + n) % 251 for n in range(size))
+        self.receive(model.stream_frame(id, offset, data, fin))
+
+    @precondition(alive)
+    @rule(
+        number=st.integers(0, 20),
+        size=st.integers(0, 20),
+        fin=st.booleans(),
+        back=st.integers(0, 5),
+    )
+    def stream_in_order(self, number, size, fin, back):
+        id = self.pick(number)
+        if id is not None and self.model.live[id].receives:
+            offset = max(0, self.model.live[id].next - back)
+            data = bytes((id + offset + n) % 251 for n in range(size))
+            self.receive(model.stream_frame(id, offset, data, fin))
+
+    @precondition(alive)
+    @rule(id=IDS, code=st.integers(0, 9), final=OFFSETS)
+    def reset_stream(self, id, code, final):
+        self.receive(model.frame(model.RESET_STREAM, id, code, final))
+
+    @precondition(alive)
+    @rule(id=IDS, code=st.integers(0, 9))
+    def stop_sending(self, id, code):
+        self.receive(model.frame(model.STOP_SENDING, id, code))
+
+    @precondition(alive)
+    @rule(id=IDS, value=VALUES)
+    def max_stream_data(self, id, value):
+        self.receive(model.frame(model.MAX_STREAM_DATA, id, value))
+
+    @precondition(alive)
+    @rule(id=IDS, value=VALUES)
+    def stream_data_blocked(self, id, value):
+        self.receive(model.frame(model.STREAM_DATA_BLOCKED, id, value))
+
+    @precondition(alive)
+    @rule(
+        kind=st.sampled_from(
+            [
+                model.MAX_DATA,
+                model.MAX_STREAMS_BIDI,
+                model.MAX_STREAMS_UNI,
+                model.DATA_BLOCKED,
+                model.STREAMS_BLOCKED_BIDI,
+                model.STREAMS_BLOCKED_UNI,
+            ]
+        ),
+        value=VALUES,
+    )
+    def of_connection(self, kind, value):
+        self.receive(model.frame(kind, value))
+
+    # The application.
+
+    @precondition(alive)
+    @rule(uni=st.booleans())
+    def open(self, uni):
+        id = self.real.open(uni)
+        if id != LIMIT:
+            assert id == self.model.open(uni).id
+
+    @precondition(alive)
+    @rule(number=st.integers(0, 20), size=st.integers(0, 30), fin=st.booleans())
+    def send(self, number, size, fin):
+        id = self.pick(number)
+        if id is None:
+            return
+        s = self.model.live[id]
+        status = self.real.send(id, bytes(size), fin)
+        if not s.sends or s.finished or s.reset:
+            assert status == CLOSED
+        elif status == FULL:
+            assert size
+        else:
+            assert status == OK
+            s.size += size
+            s.finished = fin
+
+    @precondition(alive)
+    @rule(number=st.integers(0, 20), size=st.sampled_from([1, 5, 100]))
+    def read(self, number, size):
+        id = self.pick(number)
+        if id is not None:
+            assert self.real.read(id, size) == self.model.read(id, size)
+
+    @precondition(alive)
+    @rule(number=st.integers(0, 20), verb=st.sampled_from(["reset", "stop", "release"]))
+    def give_up(self, number, verb):
+        id = self.pick(number)
+        if id is not None:
+            getattr(self.real, verb)(id)
+            getattr(self.model, verb)(id)
+
+    # Packets.
+
+    @precondition(alive)
+    @rule(room=st.sampled_from([3, 20, 200]))
+    def write(self, room):
+        payload, records = self.real.write(room)
+        assert len(payload) <= room
+        assert len(model.frames(payload)) == len(records)
+        for record in records:
+            self.model.on_written(record)
+        self.flight += records
+
+    @precondition(lambda self: self.alive() and self.flight)
+    @rule(number=st.integers(0, 100), lost=st.booleans(), keep=st.booleans())
+    def settle(self, number, lost, keep):
+        record = self.flight[number % len(self.flight)]
+        name = "on_lost" if lost else "on_acked"
+        assert getattr(self.real, name)(record) == OK
+        getattr(self.model, name)(record)
+        if not (lost and keep):
+            self.flight.remove(record)
+
+    @precondition(alive)
+    @rule()
+    def drain_events(self):
+        for kind, id, _ in self.real.events():
+            assert kind == model.OPENABLE or self.model.live[id].held
+
+    # What must hold at any time.
+
+    @precondition(alive)
+    @invariant()
+    def same_streams(self):
+        assert self.real.count == len(self.model.live)
+        assert all(self.real.state(id) is not None for id in self.model.live)
+        assert self.real.max_streams == tuple(self.model.granted)
+
+    @precondition(alive)
+    @invariant()
+    def same_bytes(self):
+        assert self.real.max_data == self.model.window.limit
+        held = sum(len(s.bytes) for s in self.model.live.values())
+        assert self.real.recv_buffered == held
+        blocks, _, _ = self.real.memory_in_use
+        # One block at most a stream and direction: all offsets here are below 4096.
+        assert blocks <= 2 * len(self.model.live)
+
+    def teardown(self):
+        if self.real is not None:
+            assert self.real.close() == (0, 0, 0)
+
+
+TestAttack = Attack.TestCase
+TestAttack.settings = settings(
+    max_examples=300,
+    stateful_step_count=50,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
