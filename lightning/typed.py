@@ -9,6 +9,7 @@ A value of any other type, such as a numpy array, is passed on as it is.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any, Final, Protocol, TypeGuard, TypeVar, cast
@@ -83,18 +84,20 @@ def from_data(type_: type[_T], data: Mapping[str, Any]) -> _T:
             detail, path = _describe(error)
             raise DecodeError(detail, path=f"data{path}") from error
     try:
-        return msgspec.convert(
+        built = msgspec.convert(
             data, type_, builtin_types=_BINARY, dec_hook=_build, strict=True
         )
+        if _needs_completion(cast("Any", type_)):
+            _complete(built)
     except msgspec.ValidationError as error:
         detail, _, path = str(error).partition(" - at `$")
         raise DecodeError(detail, path=f"data{path.removesuffix('`')}") from error
     except RecursionError:
         raise DecodeError("value nested too deeply") from None
-    except TypeError:
+    except TypeError as error:
         # Bad data is a ValidationError; what is left is a type without a conversion.
-        check_data_type(cast("Any", type_))
-        raise
+        raise ConfigError(f"{_name(type_)} is not a usable type: {error}") from error
+    return built
 
 
 @functools.lru_cache(maxsize=256)
@@ -167,6 +170,69 @@ class _Model(Protocol):
     def model_validate(cls, obj: Any) -> Any: ...
 
     def model_dump(self, *, mode: str) -> dict[str, Any]: ...
+
+
+def _complete(value: Any) -> None:
+    """Give every dataclass instance in a value all its attributes.
+
+    msgspec leaves a field that has its default to the class, and would not write it
+    again: a request that is passed on would lose it.
+    """
+    kind = type(value)
+    if kind in (list, tuple, set, frozenset):
+        for item in value:
+            _complete(item)
+    elif kind is dict:
+        for item in value.values():
+            _complete(item)
+    elif dataclasses.is_dataclass(kind) or issubclass(kind, msgspec.Struct):
+        defaults, nested = _incomplete_fields(kind)
+        for name in defaults:
+            # Also a frozen instance may be completed: nobody can tell.
+            object.__setattr__(value, name, getattr(value, name))
+        for name in nested:
+            _complete(getattr(value, name))
+
+
+@functools.lru_cache(maxsize=256)
+def _incomplete_fields(type_: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Name the fields that may be left to the class, and those that may hold such."""
+    info: Any = typeinfo.type_info(type_)
+    left = _fields_left_to_class(info)
+    return left, tuple(f.name for f in info.fields if _may_be_incomplete(f.type, set()))
+
+
+@functools.lru_cache(maxsize=256)
+def _needs_completion(type_: Any) -> bool:
+    return _may_be_incomplete(typeinfo.type_info(type_), set())
+
+
+def _may_be_incomplete(info: Any, seen: set[int]) -> bool:
+    """Say whether values of a type may hold dataclass instances that lack something."""
+    if id(info) in seen:
+        return False
+    seen.add(id(info))
+    if _fields_left_to_class(info):
+        return True
+    # What msgspec says about a type is a tree of Structs.
+    for name in info.__struct_fields__:
+        part = getattr(info, name)
+        for child in part if isinstance(part, tuple) else (part,):
+            if isinstance(child, typeinfo.Type | typeinfo.Field) and _may_be_incomplete(
+                child, seen
+            ):
+                return True
+    return False
+
+
+def _fields_left_to_class(info: Any) -> tuple[str, ...]:
+    if not isinstance(info, typeinfo.DataclassType) or not info.cls.__dictoffset__:
+        return ()
+    return tuple(
+        f.name
+        for f in dataclasses.fields(info.cls)
+        if f.default is not dataclasses.MISSING
+    )
 
 
 def _is_model(type_: Any) -> TypeGuard[type[_Model]]:

@@ -258,6 +258,56 @@ def test_nested_round_trip() -> None:
     assert from_data(WithModel, to_data(WithModel(Model(n=4)))) == WithModel(Model(n=4))
 
 
+def test_defaults_are_written_again() -> None:
+    """What is built and passed on keeps the fields that the sender left out."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Leaf:
+        a: int = 1
+        b: str | None = None
+
+    @dataclasses.dataclass(slots=True)
+    class Slotted:
+        leaf: Leaf
+        c: int = 2
+
+    class Branch(msgspec.Struct):
+        slotted: Slotted
+        leaves: list[Leaf]
+        table: dict[str, Leaf | None]
+        plain: list[int]
+        anything: Any = None
+
+    leaf = {"a": 1, "b": None}
+    built = from_data(
+        Branch,
+        {
+            "slotted": {"leaf": {}},
+            "leaves": [{}, {"a": 1}],
+            "table": {"k": {}, "none": None},
+            "plain": [1],
+        },
+    )
+    assert to_data(built) == {
+        "slotted": {"leaf": leaf, "c": 2},
+        "leaves": [leaf, leaf],
+        "table": {"k": leaf, "none": None},
+        "plain": [1],
+        "anything": None,
+    }
+    assert to_data(from_data(dict[str, Leaf], {"k": {}})) == {"k": leaf}
+    assert to_data(from_data(Tree, {"children": [{}]})) == {
+        "children": [{"children": [], "size": 0}],
+        "size": 0,
+    }
+
+
+@dataclasses.dataclass
+class Tree:
+    children: "list[Tree]" = dataclasses.field(default_factory=list)
+    size: int = 0
+
+
 @pytest.mark.parametrize(
     ("type_", "data", "path"),
     [
