@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from lightning.binding import Handler, HandlerContext, HandlerKind, name_of
 from lightning.errors import HandlerError, StreamError
-from lightning.running import Cancellation, failure, refuse_coroutine, wake_loop
+from lightning.pool import Mailbox
+from lightning.running import Cancellation, failure, refuse_coroutine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -146,7 +147,7 @@ class ChunkStream(AsyncIterator[bytes]):
         return self._open_thread(lambda _: chunks)
 
     def _open_thread(self, start: Callable[[_ThreadChunks], Any]) -> _ThreadChunks:
-        source = _ThreadChunks(self._handler, start, self._buffer)
+        source = _ThreadChunks(self._handler, start, self._buffer, self._pool.mailbox())
         self._pool.post(source)
         return source
 
@@ -166,20 +167,24 @@ class _ThreadChunks(AsyncIterator[bytes]):
         "_ended",
         "_error",
         "_handler",
-        "_loop",
+        "_mailbox",
         "_reader",
         "_start",
         "_variables",
     )
 
     def __init__(
-        self, handler: Handler, start: Callable[[_ThreadChunks], Any], buffer: int
+        self,
+        handler: Handler,
+        start: Callable[[_ThreadChunks], Any],
+        buffer: int,
+        mailbox: Mailbox,
     ) -> None:
         self._handler = handler
         self._start = start
         self._buffer = buffer
         self._variables = contextvars.copy_context()
-        self._loop = asyncio.get_running_loop()
+        self._mailbox = mailbox
         self._changed = threading.Condition()
         self._chunks: deque[bytes] = deque()
         self._reader: asyncio.Future[None] | None = None
@@ -198,7 +203,7 @@ class _ThreadChunks(AsyncIterator[bytes]):
                     if self._error is None:
                         raise StopAsyncIteration
                     raise self._error
-                self._reader = self._loop.create_future()
+                self._reader = self._mailbox.loop.create_future()
                 reader = self._reader
             await reader
 
@@ -257,7 +262,7 @@ class _ThreadChunks(AsyncIterator[bytes]):
                 self._chunks.append(chunk)
             reader, self._reader = self._reader, None
         if reader is not None:
-            wake_loop(self._loop, _resolve_reader, reader)
+            self._mailbox.post(_resolve_reader, reader)
 
     def _end(self, error: Exception | None) -> None:
         with self._changed:
@@ -266,7 +271,7 @@ class _ThreadChunks(AsyncIterator[bytes]):
                 self._error = error
             reader, self._reader = self._reader, None
         if reader is not None:
-            wake_loop(self._loop, _resolve_reader, reader)
+            self._mailbox.post(_resolve_reader, reader)
 
 
 class _TaskChunks(AsyncIterator[bytes]):
@@ -298,7 +303,7 @@ class _TaskChunks(AsyncIterator[bytes]):
         await asyncio.wait([self._task])
 
     def abandon(self) -> None:
-        wake_loop(self._task.get_loop(), self._task.cancel)
+        Mailbox(self._task.get_loop()).post(self._task.cancel)
 
     async def send(self, chunk: bytes) -> None:
         """Take a chunk from the handler."""

@@ -1,11 +1,13 @@
-"""Threads for handlers: bounded in number, and never in the way of an exit."""
+"""Threads for handlers, bounded and never in the way of an exit, and the way back."""
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import queue
 import threading
+from collections import deque
 from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
@@ -14,7 +16,7 @@ from lightning.errors import HandlerError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["HandlerPool", "Task"]
+__all__ = ["HandlerPool", "Mailbox", "Task"]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -30,6 +32,40 @@ class Task(Protocol):
 
     def abandon(self) -> None:
         """Learn that the pool was shut down first; must not block."""
+
+
+class Mailbox:
+    """Calls from threads to an event loop; calls made meanwhile share one wake-up."""
+
+    __slots__ = ("_calls", "_woken", "loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._woken = False
+
+    def post(self, callback: Callable[..., object], *args: Any) -> None:
+        """Call a function on the loop, soon; it must not raise.
+
+        Does nothing if the loop is closed. Called from any thread.
+        """
+        self._calls.append((callback, args))
+        if self._woken:
+            return
+        self._woken = True
+        try:
+            self.loop.call_soon_threadsafe(self._deliver)
+        except RuntimeError:
+            # The loop is closed, so nobody waits.
+            self._calls.clear()
+            self._woken = False
+
+    def _deliver(self) -> None:
+        # Before counting: what is not counted then wakes the loop again.
+        self._woken = False
+        for _ in range(len(self._calls)):
+            callback, args = self._calls.popleft()
+            callback(*args)
 
 
 class HandlerPool(Executor):
@@ -52,6 +88,7 @@ class HandlerPool(Executor):
         self._threads: list[threading.Thread] = []
         self._unfinished = 0
         self._closed = False
+        self._mailbox: Mailbox | None = None
 
     @property
     def unfinished(self) -> int:
@@ -74,6 +111,14 @@ class HandlerPool(Executor):
                 self._start_thread()
             self._unfinished += 1
             self._tasks.put(task)
+
+    def mailbox(self) -> Mailbox:
+        """Return the way from a thread to the running event loop."""
+        loop = asyncio.get_running_loop()
+        mailbox = self._mailbox
+        if mailbox is None or mailbox.loop is not loop:
+            mailbox = self._mailbox = Mailbox(loop)
+        return mailbox
 
     def submit(
         self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs

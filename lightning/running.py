@@ -14,9 +14,9 @@ from lightning.errors import HandlerError, SerializationError
 from lightning.typed import to_data
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable
 
-    from lightning.pool import HandlerPool
+    from lightning.pool import HandlerPool, Mailbox
 
 __all__ = ["call", "run"]
 
@@ -53,7 +53,7 @@ async def run(
             no thread.
     """
     if handler.kind is HandlerKind.THREAD:
-        job = _Job(handler, data, context)
+        job = _Job(handler, data, context, pool.mailbox())
         pool.post(job)
         return await job.result()
     if handler.kind is HandlerKind.ASYNC:
@@ -66,13 +66,17 @@ async def run(
 class _Job:
     """One THREAD handler's run, and its way back to the event loop."""
 
-    __slots__ = ("_future", "_loop", "_work")
+    __slots__ = ("_future", "_mailbox", "_work")
 
     def __init__(
-        self, handler: Handler, data: dict[str, Any], context: HandlerContext | None
+        self,
+        handler: Handler,
+        data: dict[str, Any],
+        context: HandlerContext | None,
+        mailbox: Mailbox,
     ) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._future: asyncio.Future[dict[str, Any]] = self._loop.create_future()
+        self._mailbox = mailbox
+        self._future: asyncio.Future[dict[str, Any]] = mailbox.loop.create_future()
         # One attribute, so that the thread sees all of it or None.
         self._work: tuple[Any, ...] | None = (
             contextvars.copy_context(),
@@ -97,13 +101,11 @@ class _Job:
             outcome = variables.run(call, handler, data, context)
         except BaseException as error:
             outcome = failure(error)
-        self._deliver(outcome)
+        self._mailbox.post(self._finish, outcome)
 
     def abandon(self) -> None:
-        self._deliver(HandlerError("the handler pool is shut down"))
-
-    def _deliver(self, outcome: dict[str, Any] | HandlerError) -> None:
-        wake_loop(self._loop, self._finish, outcome)
+        error = HandlerError("the handler pool is shut down")
+        self._mailbox.post(self._finish, error)
 
     def _finish(self, outcome: dict[str, Any] | HandlerError) -> None:
         if self._future.done():
@@ -205,13 +207,3 @@ def is_interrupt(error: BaseException) -> bool:
         isinstance(error, KeyboardInterrupt)
         and threading.current_thread() is threading.main_thread()
     )
-
-
-def wake_loop(
-    loop: asyncio.AbstractEventLoop, callback: Callable[..., Any], *args: Any
-) -> None:
-    try:
-        loop.call_soon_threadsafe(callback, *args)
-    except RuntimeError:
-        # The loop is closed, so nobody waits.
-        pass

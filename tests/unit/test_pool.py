@@ -1,5 +1,6 @@
 """Threads for handlers: bounded, reused, and never in the way of an exit."""
 
+import asyncio
 import gc
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from concurrent.futures import CancelledError
 import pytest
 
 from lightning.errors import HandlerError
-from lightning.pool import HandlerPool
+from lightning.pool import HandlerPool, Mailbox
 
 
 class Gate:
@@ -191,6 +192,80 @@ def test_no_thread_to_be_had(monkeypatch, gate) -> None:
     gate.release.set()
     assert waiting.result(30) == 0
     pool.shutdown(wait=True)
+
+
+# The way back to the loop.
+
+
+async def test_calls_from_a_thread_share_one_wake_up(monkeypatch) -> None:
+    """Calls arrive in order; only the first of those that wait wakes the loop."""
+    loop = asyncio.get_running_loop()
+    mailbox = Mailbox(loop)
+    wake_ups = []
+    seen: list[int] = []
+    original = loop.call_soon_threadsafe
+
+    def counting(*args):
+        wake_ups.append(1)
+        return original(*args)
+
+    def post_many() -> None:
+        for i in range(100):
+            mailbox.post(seen.append, i)
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", counting)
+    thread = threading.Thread(target=post_many)
+    thread.start()
+    thread.join()
+    await asyncio.sleep(0)
+    assert seen == list(range(100))
+    assert len(wake_ups) == 1
+    mailbox.post(seen.append, 100)
+    await asyncio.sleep(0)
+    assert seen[-1] == 100
+    assert len(wake_ups) == 2
+
+
+async def test_a_call_made_by_a_call_comes_in_the_next_turn() -> None:
+    """A callback that posts again does not keep the loop from its other work."""
+    mailbox = Mailbox(asyncio.get_running_loop())
+    seen = []
+
+    def again() -> None:
+        seen.append(1)
+        mailbox.post(again)
+
+    mailbox.post(again)
+    for turns in range(1, 4):
+        await asyncio.sleep(0)
+        assert len(seen) == turns
+
+
+def test_posting_to_a_closed_loop_keeps_nothing() -> None:
+    """Nobody is there to be told."""
+    loop = asyncio.new_event_loop()
+    mailbox = Mailbox(loop)
+    loop.close()
+    for _ in range(3):
+        mailbox.post(print)
+        assert not mailbox._calls
+
+
+async def test_a_pool_keeps_one_mailbox_for_a_loop() -> None:
+    """It is made again for another loop."""
+    pool = HandlerPool(1)
+    first = pool.mailbox()
+    assert pool.mailbox() is first
+    assert first.loop is asyncio.get_running_loop()
+
+    def elsewhere() -> Mailbox:
+        async def get() -> Mailbox:
+            return pool.mailbox()
+
+        return asyncio.run(get())
+
+    assert await asyncio.to_thread(elsewhere) is not first
+    assert pool.mailbox() is not first
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from lightning.errors import HandlerError, StreamError
 from lightning.handlers import HandlerPool, HandlerTable
-from lightning.running import Cancellation, call, run, wake_loop
+from lightning.running import Cancellation, call, run
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="-")
 
@@ -407,13 +407,6 @@ def test_a_closed_loop_is_no_trouble_for_a_thread() -> None:
     release.set()
     pool.shutdown(wait=True)
     assert pool.unfinished == 0
-
-
-def test_waking_a_closed_loop_does_nothing() -> None:
-    """Nobody is there to be told."""
-    loop = asyncio.new_event_loop()
-    loop.close()
-    wake_loop(loop, print)
 
 
 def test_without_a_task_every_cancellation_passes() -> None:
