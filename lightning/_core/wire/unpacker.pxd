@@ -8,6 +8,10 @@ cpdef enum:
     # BUDGET_BASE + BUDGET_FACTOR * n.
     BUDGET_BASE = 16777216
     BUDGET_FACTOR = 32
+    # Most hash table probes, 3 ns each, that map keys other than str and bin may cost:
+    # PROBE_BASE + PROBE_FACTOR * n. One map may have 11 600 such keys.
+    PROBE_BASE = 67108864
+    PROBE_FACTOR = 8
 
 cdef enum TokenKind:
     NIL
@@ -39,6 +43,7 @@ cdef struct Reader:
     Py_ssize_t offset
     # Bytes of Python objects that may still be made.
     Py_ssize_t budget
+    Py_ssize_t probes
     # Borrowed str: what opens an error's text, and the name of what is read.
     PyObject *prefix
     PyObject *root
