@@ -259,8 +259,9 @@ class Table:
         return OK
 
     def _stream(self, s: Stream, offset: int, data: bytes, fin: bool) -> int:
+        was_done = s.recv_done
         status = self._count(s, offset, len(data), fin)
-        if status or s.recv_done:
+        if status or was_done:
             return status
         if s.discards:
             self._discard(s)
@@ -274,11 +275,7 @@ class Table:
     def _reset(self, s: Stream, final: int) -> int:
         was_received = s.all_received
         status = self._count(s, final, 0, True)
-        if status or was_received or s.recv_done:
-            # Nothing was missing, or nobody waits for what was.
-            if not status and s.discards:
-                self._discard(s)
-                self._settle(s)
+        if status or was_received:
             return status
         s.was_reset = True
         self._discard(s)
