@@ -48,7 +48,7 @@ cdef class FrameReader:
         # The header, and how many of its bytes came.
         uint8_t header[5]
         int header_size
-        # The payload: bytes under construction, theirs that came, that fit, that are due.
+        # The payload: bytes under construction; how many came, fit, are due.
         PyObject *payload
         Py_ssize_t size
         Py_ssize_t capacity

@@ -20,6 +20,7 @@ class MessageType(enum.IntEnum):
 def parse_frame_header(
     data: Buffer, max_payload: int = 67108864
 ) -> tuple[MessageType, bytes]: ...
+
 @final
 class FrameReader:
     max_payload: int

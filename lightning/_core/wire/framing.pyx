@@ -9,7 +9,7 @@ import enum
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.ref cimport Py_XDECREF
 from libc.stdint cimport UINT32_MAX
 from libc.string cimport memcpy
@@ -184,7 +184,7 @@ cdef class FrameReader:
         return frame_type, self.take_payload()
 
     cdef Py_ssize_t feed_raw(self, const uint8_t *data, Py_ssize_t size) except -1:
-        """Take at most `size` bytes; see `feed`. Holds the GIL for the payload's bytes."""
+        """Take at most `size` bytes; see `feed`."""
         cdef Py_ssize_t taken = 0, count
         if self.ready or size <= 0:
             return 0
@@ -214,7 +214,7 @@ cdef class FrameReader:
         return payload
 
     cdef int begin_payload(self) except -1:
-        """Check the header, which is complete, and allocate the first of the payload."""
+        """Check the complete header and allocate the first of the payload."""
         check_header(self.header, self.limit)
         self.length = frame_length(self.header)
         self.size = 0

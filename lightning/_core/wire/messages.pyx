@@ -57,7 +57,7 @@ cdef enum:
     OUTER = 1
 
 
-# --- one call for each frame of a request ---------------------------------------------
+# --- one call for each frame of a request --------------------------------------------
 
 
 cpdef bytes encode_synapse_packet(
@@ -213,7 +213,7 @@ cdef Message decode_raw(int frame_type, const uint8_t *data, Py_ssize_t size):
     return message
 
 
-# --- the messages ----------------------------------------------------------------------
+# --- the messages --------------------------------------------------------------------
 
 
 @cython.auto_pickle(False)
@@ -544,7 +544,7 @@ cdef class StreamEnd(Message):
         return write_optional(writer, self.error, "error")
 
 
-# --- how they look on the wire ---------------------------------------------------------
+# --- how they look on the wire -------------------------------------------------------
 
 
 @cython.final

@@ -351,7 +351,9 @@ cdef class Writer:
                 value = <object>PyList_GET_ITEM(<object>frame.container, frame.index)
                 if frame.kind == PAIRS:
                     if type(value) is not tuple or len(value) != 2:
-                        return self.fail(EncodeError, "TypeError: items() gave no pairs")
+                        return self.fail(
+                            EncodeError, "TypeError: items() gave no pairs"
+                        )
                     key, value = value
                     self.write_key(key, frame.strict)
                     Py_INCREF(key)
@@ -507,7 +509,7 @@ cdef class Writer:
         self, const Py_buffer *view, int axis, const char *item, char kind,
         bint big_endian,
     ) except -1:
-        """Write a number, or an array along an axis (of 64 at most, CPython's limit)."""
+        """Write a number, or an array along an axis (64 at most, says CPython)."""
         if axis == view.ndim:
             return self.write_number(item, kind, view.itemsize, big_endian)
         self.write_array_header(view.shape[axis])

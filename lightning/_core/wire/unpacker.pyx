@@ -90,7 +90,8 @@ def unpackb(data, *, int max_depth=MAX_DEPTH):
     Raises:
         DecodeError: The buffer ends inside the value or goes on after it, has a byte
             that MessagePack reserves, a map key that cannot be hashed, containers too
-            deep, or would become more than 16 MiB + 32 times its size of objects.
+            deep, more than some 11 000 keys in one map that are neither str nor bin,
+            or would become more than 16 MiB + 32 times its size of objects.
         ValueError: The depth is out of its range.
     """
     cdef Py_buffer view
@@ -379,7 +380,7 @@ cdef object read_frames(Reader *reader, Nesting *nesting, int outer, bint strict
 
 
 cdef inline bint has_seeded_hash(object key) noexcept:
-    """Say whether a peer cannot know a key's hash, which then collides by chance only."""
+    """Say whether a peer cannot know a key's hash: it collides by chance only."""
     return type(key) is str or type(key) is bytes
 
 
@@ -469,7 +470,7 @@ cdef bytes make_bytes(Reader *reader, const Token *token):
 cdef inline void charge_string(
     Reader *reader, Py_ssize_t size, Py_ssize_t memory
 ) noexcept:
-    """Charge for a str or bytes of `size` on the wire; CPython keeps those below two."""
+    """Charge for a str or bytes of `size` on the wire; CPython keeps the shortest."""
     if size > 1:
         reader.budget -= TEXT_COST + memory
 
