@@ -1,6 +1,7 @@
 import enum
-from collections.abc import Buffer
 from typing import Final, final
+
+from typing_extensions import Buffer
 
 HEADER_SIZE: Final = 5
 DEFAULT_MAX_FRAME_PAYLOAD: Final = 67108864

@@ -1,6 +1,9 @@
-from collections.abc import Buffer, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self, final
 
+from typing_extensions import Buffer, disjoint_base
+
+@disjoint_base
 class Message:
     __hash__: ClassVar[None]  # type: ignore[assignment]  # equal, so not hashable
     @classmethod
@@ -88,6 +91,13 @@ class StreamEnd(Message):
     def success(self) -> bool: ...
     @property
     def error(self) -> str | None: ...
+
+@final
+class Layout:
+    @property
+    def name(self) -> str: ...
+    @property
+    def fields(self) -> tuple[str, ...]: ...
 
 def encode_synapse_packet(
     synapse_type: str,

@@ -105,6 +105,9 @@ cdef class Writer:
     Containers are followed on a stack of frames, so depth costs no C stack.
     """
 
+    def __init__(self):
+        raise TypeError("a Writer is made by new_writer")
+
     def __dealloc__(self):
         while self.depth:
             self.pop()
