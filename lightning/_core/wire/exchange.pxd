@@ -13,7 +13,8 @@ cdef class Exchanges:
         object on_request
         # Stream id -> Exchange, until both directions are over.
         dict streams
-        # Exchanges that wait until the peer allows another stream, oldest first.
+        # Exchanges that wait until the peer allows another stream, as the keys of an
+        # OrderedDict, oldest first: any of them may be cancelled.
         object waiting
         # Why nothing can be started any more; None while the connection lives.
         object lost

@@ -16,7 +16,7 @@ and calls `stream_data`, `stream_reset`, `stop_sending`, `connection_lost` with 
 arrived. After any call the driver must flush what the link queued.
 """
 
-from collections import deque
+from collections import OrderedDict
 
 cimport cython
 from lightning._core.wire.framing cimport (
@@ -59,7 +59,7 @@ cdef class Exchanges:
         self.on_request = on_request
         self.max_payload = max_payload
         self.streams = {}
-        self.waiting = deque()
+        self.waiting = OrderedDict()
         self.lost = None
 
     def __len__(self):
@@ -92,7 +92,7 @@ cdef class Exchanges:
         exchange.on_frame = on_frame
         exchange.on_error = on_error
         exchange.request = frame
-        self.waiting.append(exchange)
+        self.waiting[exchange] = None
         self.pump()
         return exchange
 
@@ -105,7 +105,7 @@ cdef class Exchanges:
             stream_id = self.link.open_stream()
             if stream_id < 0:
                 return 0
-            exchange = self.waiting.popleft()
+            exchange = self.waiting.popitem(last=False)[0]
             exchange.stream_id = stream_id
             self.streams[stream_id] = exchange
             request = exchange.request
@@ -308,8 +308,7 @@ cdef class ClientExchange(Exchange):
             self.request = None
             self.received = self.remote_ended = self.local_ended = True
             # Gone from the queue if the connection was lost meanwhile.
-            if self in self.owner.waiting:
-                self.owner.waiting.remove(self)
+            self.owner.waiting.pop(self, None)
             return 0
         if not self.received:
             self.finish_receiving()
