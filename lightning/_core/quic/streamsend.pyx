@@ -85,6 +85,7 @@ cdef int streams_on_frame_lost(
     bint fin,
 ) noexcept nogil:
     cdef Stream* s
+    cdef uint8_t due = 0
     cdef int direction
     if kind == FRAME_MAX_DATA:
         if window_lost(&t.window, offset):
@@ -108,18 +109,33 @@ cdef int streams_on_frame_lost(
         return OK
     if kind == FRAME_STREAM:
         return lose_data(t, s, offset, length, fin)
-    # What is due is looked at again when it is written: see write_control.
     if kind == FRAME_RESET_STREAM:
-        table_due(t, s, DUE_RESET_STREAM)
+        due = DUE_RESET_STREAM
     elif kind == FRAME_STOP_SENDING:
-        table_due(t, s, DUE_STOP_SENDING)
-    elif kind == FRAME_MAX_STREAM_DATA:
-        if window_lost(&s.window, offset):
-            table_due(t, s, DUE_MAX_STREAM_DATA)
-    elif kind == FRAME_STREAM_DATA_BLOCKED:
-        if limit_lost(&s.limit, offset):
-            table_due(t, s, DUE_STREAM_DATA_BLOCKED)
+        due = DUE_STOP_SENDING
+    elif kind == FRAME_MAX_STREAM_DATA and window_lost(&s.window, offset):
+        due = DUE_MAX_STREAM_DATA
+    elif kind == FRAME_STREAM_DATA_BLOCKED and limit_lost(&s.limit, offset):
+        due = DUE_STREAM_DATA_BLOCKED
+    due = still_due(s, due)
+    if due:
+        table_due(t, s, due)
     return OK
+
+
+cdef uint8_t still_due(const Stream* s, uint8_t due) noexcept nogil:
+    """Strike out of what came due what the stream has got past since."""
+    if s.send_state != SEND_RESET_SENT:
+        due &= ~DUE_RESET_STREAM
+    if s.recv_state != RECV_RECV:
+        due &= ~(DUE_STOP_SENDING | DUE_MAX_STREAM_DATA)
+    if s.discards:
+        due &= ~DUE_MAX_STREAM_DATA
+    if limit_left(&s.limit) or (
+        s.send_state != SEND_READY and s.send_state != SEND_SEND
+    ):
+        due &= ~DUE_STREAM_DATA_BLOCKED
+    return due
 
 
 cdef int lose_data(
@@ -287,17 +303,7 @@ cdef uint32_t write_control(
     cdef uint32_t count = 0
     cdef Stream* s = t.first[LIST_CONTROL]
     while s is not NULL:
-        # What the stream has got past since it came due is not due any more.
-        if s.send_state != SEND_RESET_SENT:
-            s.due &= ~DUE_RESET_STREAM
-        if s.recv_state != RECV_RECV:
-            s.due &= ~(DUE_STOP_SENDING | DUE_MAX_STREAM_DATA)
-        if s.discards:
-            s.due &= ~DUE_MAX_STREAM_DATA
-        if limit_left(&s.limit) or (
-            s.send_state != SEND_READY and s.send_state != SEND_SEND
-        ):
-            s.due &= ~DUE_STREAM_DATA_BLOCKED
+        s.due = still_due(s, s.due)
         while s.due:
             if count >= limit or not write_due(s, w, &out[count]):
                 return count
