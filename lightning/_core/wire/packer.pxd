@@ -83,8 +83,8 @@ cdef class Writer:
         self, Py_buffer *view, char kind, bint big_endian, bint is_key
     ) except -1
     cdef int write_items(
-        self, const Py_buffer *view, int axis, const char *item, char kind,
-        bint big_endian
+        self, const Py_buffer *view, const Py_ssize_t *strides, int axis,
+        const char *item, char kind, bint big_endian
     ) except -1
     cdef int write_number(
         self, const char *item, char kind, Py_ssize_t width, bint big_endian

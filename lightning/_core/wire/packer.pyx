@@ -10,6 +10,7 @@ from collections.abc import Mapping
 cimport cython
 from cpython.buffer cimport (
     PyBUF_FULL_RO,
+    PyBuffer_FillContiguousStrides,
     PyBuffer_Release,
     PyBuffer_ToContiguous,
     PyObject_CheckBuffer,
@@ -53,6 +54,8 @@ cdef extern from "Python.h":
     double PyFloat_Unpack2(const char *data, int little_endian) except? -1.0
 
 cdef enum:
+    # What CPython allows a buffer to have.
+    MAX_AXES = 64
     # Room of a new writer: with the header of a bytes object, 512 bytes.
     FIRST_CAPACITY = 476
 
@@ -495,6 +498,7 @@ cdef class Writer:
         self, Py_buffer *view, char kind, bint big_endian, bint is_key
     ) except -1:
         """Write a buffer of one kind of number; return False if there is no form."""
+        cdef Py_ssize_t strides[MAX_AXES]
         if view.itemsize == 1 and (
             kind in b"bBc" and view.ndim == 1 or kind == c"c" and view.ndim == 0
         ):
@@ -502,23 +506,32 @@ cdef class Writer:
             PyBuffer_ToContiguous(self.data + self.size, view, view.len, c"C")
             self.size += view.len
             return True
-        if not has_form(kind, view.itemsize) or (is_key and view.ndim):
+        if not has_form(kind, view.itemsize) or view.ndim and (
+            is_key or view.ndim > MAX_AXES or view.shape is NULL
+        ):
             return False
+        if view.strides is not NULL:
+            memcpy(strides, view.strides, view.ndim * sizeof(Py_ssize_t))
+        else:
+            # ctypes gives none, though they were asked for.
+            PyBuffer_FillContiguousStrides(
+                view.ndim, view.shape, strides, view.itemsize, c"C"
+            )
         self.check_depth(view.ndim)
-        self.write_items(view, 0, <const char *>view.buf, kind, big_endian)
+        self.write_items(view, strides, 0, <const char *>view.buf, kind, big_endian)
         return True
 
     cdef int write_items(
-        self, const Py_buffer *view, int axis, const char *item, char kind,
-        bint big_endian,
+        self, const Py_buffer *view, const Py_ssize_t *strides, int axis,
+        const char *item, char kind, bint big_endian,
     ) except -1:
-        """Write a number, or an array along an axis (64 at most, says CPython)."""
+        """Write a number, or an array along an axis; recurses once for each axis."""
         if axis == view.ndim:
             return self.write_number(item, kind, view.itemsize, big_endian)
         self.write_array_header(view.shape[axis])
         for _ in range(view.shape[axis]):
-            self.write_items(view, axis + 1, item, kind, big_endian)
-            item += view.strides[axis]
+            self.write_items(view, strides, axis + 1, item, kind, big_endian)
+            item += strides[axis]
         return 0
 
     cdef int write_number(
