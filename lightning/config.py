@@ -220,9 +220,10 @@ class LightningServerConfig:
     section 8.1.2); default True."""
 
     handler_threads: int = 512
-    """Most plain handlers that run at once, a thread each; above 0, default 512.
+    """Most handlers in threads at once, a thread each; above 0, default 512.
 
-    Not in the peer. Threads start when needed. A stuck handler keeps its thread.
+    Not in the peer. Threads start when needed. A plain handler has one while it runs, a
+    sync generator until its stream ends; one that is stuck keeps it.
     """
 
     login_deadline_secs: float = 10.0

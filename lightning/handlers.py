@@ -73,8 +73,6 @@ __all__ = [
 _P = ParamSpec("_P")
 
 # The complete list of error texts on the wire; the peer's, and generic on purpose.
-
-
 ERROR_INVALID_REQUEST: Final = "invalid request format"
 ERROR_AUTHENTICATION: Final = "authentication failed"
 ERROR_UNKNOWN_SYNAPSE: Final = "unrecognized synapse type"
@@ -246,30 +244,39 @@ def _check_annotations(function: Any, code: Any, local_names: Mapping[str, Any])
     first = next(iter(signature.parameters.values()), None)
     if first is None or first.annotation is first.empty:
         raise ConfigError(f"{name_of(function)}: annotate the first parameter")
-    try:
-        request_type = _resolve(first.annotation, code, local_names)
-    except (NameError, TypeError, SyntaxError, AttributeError) as error:
-        raise ConfigError(
-            f"{name_of(function)}: cannot resolve {first.annotation!r}: {error}"
-        ) from error
+    request_type = _resolve(first.annotation, code, local_names)
+    if request_type is None:
+        raise ConfigError(f"{name_of(function)}: no type {first.annotation!r} found")
     check_data_type(request_type)
     if signature.return_annotation is not signature.empty:
-        try:
-            result_type = _resolve(signature.return_annotation, code, local_names)
-        except NameError:
-            # Perhaps imported for type checkers only; it is not needed to run.
-            pass
-        else:
+        result_type = _resolve(signature.return_annotation, code, local_names)
+        # A type that exists for type checkers only is not needed to run.
+        if result_type is not None:
             check_data_type(result_type)
     return request_type
 
 
 def _resolve(annotation: Any, code: Any, local_names: Mapping[str, Any]) -> Any:
-    """Resolve one annotation, leaving alone the others, which may not exist here."""
+    """Resolve one annotation, leaving alone the others, which may not exist here.
+
+    Returns:
+        The type, or None if a name in it is not defined.
+
+    Raises:
+        ConfigError: It is no annotation at all.
+    """
 
     def stand_in() -> None: ...
 
     stand_in.__annotations__ = {"it": annotation}
     code = inspect.unwrap(getattr(code, "__func__", code))
     names = getattr(code, "__globals__", {})
-    return get_type_hints(stand_in, names, dict(local_names), include_extras=True)["it"]
+    try:
+        hints = get_type_hints(stand_in, names, dict(local_names), include_extras=True)
+    except NameError:
+        return None
+    except (TypeError, SyntaxError, AttributeError) as error:
+        raise ConfigError(
+            f"{name_of(code)}: cannot resolve {annotation!r}: {error}"
+        ) from error
+    return hints["it"]

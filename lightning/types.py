@@ -146,9 +146,9 @@ class QuicAxonInfo:
             TypeError: Neither of the three, or a value of a wrong type.
             OverflowError: A number outside of its range.
         """
-        if type(axon) is cls:
+        if isinstance(axon, cls):
             return axon
-        if type(axon) is dict or isinstance(axon, Mapping):
+        if isinstance(axon, Mapping):
             try:
                 return cls(
                     axon["hotkey"],
@@ -161,8 +161,6 @@ class QuicAxonInfo:
                     if name not in axon:
                         raise MissingField(name) from None
                 raise
-        if isinstance(axon, cls):
-            return axon
         try:
             hotkey, ip, port = axon.hotkey, axon.ip, axon.port
         except AttributeError:
@@ -223,7 +221,7 @@ class QuicRequest:
             MissingField: A mapping lacks ``synapse_type``.
             TypeError: Neither of both, or a value of a wrong type.
         """
-        if type(request) is cls or isinstance(request, cls):
+        if isinstance(request, cls):
             return request
         if not isinstance(request, Mapping):
             raise TypeError(

@@ -420,6 +420,9 @@ def bad_syntax(request: "a b"): ...  # noqa: F722 - a text that is no annotation
 def bad_result(request: Request) -> int: ...
 
 
+def bad_result_syntax(request: Request) -> "a b": ...  # noqa: F722 - as above.
+
+
 def bad_generator(request: Request):
     yield b""
 
@@ -438,6 +441,7 @@ async def bad_async_generator(request: Request):
         bad_missing,
         bad_syntax,
         bad_result,
+        bad_result_syntax,
         bad_generator,
         bad_async_generator,
         TypedMethods.method,

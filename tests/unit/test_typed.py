@@ -296,10 +296,16 @@ def test_defaults_are_written_again() -> None:
         "anything": None,
     }
     assert to_data(from_data(dict[str, Leaf], {"k": {}})) == {"k": leaf}
+    assert to_data(from_data(Ring, {"value": [1]})) == {"next": None, "value": [1]}
     assert to_data(from_data(Tree, {"children": [{}]})) == {
         "children": [{"children": [], "size": 0}],
         "size": 0,
     }
+
+
+class Ring(msgspec.Struct):
+    next: "Ring | None" = None
+    value: list[int] = []
 
 
 @dataclasses.dataclass
