@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import msgspec
 import pydantic
@@ -397,6 +397,18 @@ def test_typed_handler_sees_local_types() -> None:
 
     assert local({"a": 1}) == {"a": 2}
     assert local.__name__ == "local"
+
+
+def constrained(request: Annotated[dict[str, int], msgspec.Meta(max_length=1)]):
+    return request
+
+
+def test_typed_handler_keeps_the_constraints_of_an_annotation() -> None:
+    """What Annotated says about the type is checked."""
+    handler = typed_handler(constrained)
+    assert handler({"a": 1}) == {"a": 1}
+    with pytest.raises(DecodeError, match="length"):
+        handler({"a": 1, "b": 2})
 
 
 def bad_none(): ...

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import inspect
 import subprocess
 import sys
 import textwrap
@@ -12,6 +13,7 @@ from concurrent.futures import CancelledError
 
 import pytest
 
+from lightning.config import LightningServerConfig
 from lightning.errors import HandlerError
 from lightning.pool import HandlerPool, Mailbox
 
@@ -37,6 +39,19 @@ def gate():
     gate = Gate()
     yield gate
     gate.release.set()
+
+
+def test_defaults_are_those_of_the_settings() -> None:
+    """As many threads as handler_threads, as many waiting as a server has streams."""
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(HandlerPool).parameters.items()
+    }
+    server = LightningServerConfig()
+    assert defaults == {
+        "max_workers": server.handler_threads,
+        "max_waiting": server.max_connections * server.max_concurrent_bidi_streams,
+    }
 
 
 def test_runs_a_function_in_a_daemon_thread() -> None:
