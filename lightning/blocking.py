@@ -14,7 +14,7 @@ from lightning._core.io.loop import LoopThread
 from lightning.client import AsyncLightning
 from lightning.config import LightningClientConfig, LightningServerConfig
 from lightning.errors import ConfigError
-from lightning.server import AsyncLightningServer
+from lightning.server import STOP_TIMEOUT, AsyncLightningServer
 from lightning.streaming import BlockingStreamingResponse
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Lightning:
             signer=signer,
             config=dataclasses.replace(config or LightningClientConfig(), **settings),
         )
-        self._io = LoopThread("lightning-client")
+        self._io = LoopThread("lightning-client", self._client.close)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.wallet_hotkey}>"
@@ -121,7 +121,7 @@ class Lightning:
     def __del__(self) -> None:
         # Nothing was started by a constructor that failed.
         if io := getattr(self, "_io", None):
-            io.finish(self._client.close)
+            io.stop(wait=False)
 
     @property
     def wallet_hotkey(self) -> str:
@@ -193,7 +193,7 @@ class Lightning:
             An iterator of ``bytes``.
         """
         stream = self._io.call(self._client.query_axon_stream, axon_info, request)
-        return BlockingStreamingResponse(stream, self._io)
+        return BlockingStreamingResponse(stream, self._io, self)
 
     def authenticated_hotkeys(self) -> set[str]:
         """Do as `AsyncLightning.authenticated_hotkeys`."""
@@ -209,9 +209,7 @@ class Lightning:
 
     def close(self) -> None:
         """Close everything, the thread too. The object may be used again after."""
-        if self._io.is_running:
-            self._io.call(self._client.close)
-            self._io.stop()
+        self._io.stop()
 
 
 class LightningServer:
@@ -287,7 +285,7 @@ class LightningServer:
             signer=signer,
             config=dataclasses.replace(config or LightningServerConfig(), **settings),
         )
-        self._io = LoopThread("lightning-server")
+        self._io = LoopThread("lightning-server", self._server.stop)
 
     def __repr__(self) -> str:
         return repr(self._server).replace("Async", "", 1)
@@ -307,7 +305,7 @@ class LightningServer:
     def __del__(self) -> None:
         # Nothing was started by a constructor that failed.
         if io := getattr(self, "_io", None):
-            io.finish(self._server.stop)
+            io.stop(wait=False)
 
     @property
     def miner_hotkey(self) -> str:
@@ -376,11 +374,11 @@ class LightningServer:
             raise ConfigError("server not started: call start() first")
         self._io.call(self._server.serve_forever)
 
-    def stop(self) -> None:
-        """Do as `AsyncLightningServer.stop`."""
+    def stop(self, timeout_secs: float = STOP_TIMEOUT) -> None:
+        """Do as `AsyncLightningServer.stop`, and end the thread."""
         if self._io.is_running:
-            self._io.call(self._server.stop)
-            self._io.stop()
+            self._io.call(self._server.stop, timeout_secs)
+        self._io.stop()
 
     def local_addr(self) -> PeerAddr:
         """Do as `AsyncLightningServer.local_addr`."""

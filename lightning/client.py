@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import secrets
 import socket
 import time
-from typing import TYPE_CHECKING, Any, Self
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from lightning._core.io.transport import ClientEndpoint, Connection, TransportConfig
 from lightning._core.wire.exchange import (
@@ -46,8 +48,14 @@ from lightning.types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Hashable, Iterable
+    from collections.abc import Callable, Coroutine, Hashable, Iterable, Sequence
     from types import TracebackType
+
+T = TypeVar("T")
+
+# Seconds that the first address of a host name has before the next one is tried, too
+# (RFC 8305 section 8).
+HEAD_START = 0.25
 
 log = logging.getLogger("lightning.client")
 
@@ -90,14 +98,15 @@ class AsyncLightning:
             keep_alive_interval=self.config.keep_alive_interval,
             max_frame_payload=self.config.max_frame_payload_bytes,
         )
+        self._loop: asyncio.AbstractEventLoop | None = None
         # By address family; None until the endpoint is created.
         self._endpoints: dict[int, ClientEndpoint] | None = None
-        self._connections: dict[PeerAddr, Connection] = {}
-        # Hotkeys logged in on a connection that may have died since.
-        self._logins: dict[Connection, set[str]] = {}
+        self._sessions: dict[PeerAddr, _Session] = {}
         self._registry = Registry()
-        # Attempts under way, shared by all who need them.
-        self._attempts: dict[Hashable, asyncio.Task[Any]] = {}
+        # Attempts under way, shared by all who need them: dials by their address,
+        # logins by address and hotkey.
+        self._attempts: dict[Hashable, asyncio.Task[_Session]] = {}
+        self._dialling = 0
 
     @classmethod
     def with_config(cls, wallet_hotkey: str, config: LightningClientConfig) -> Self:
@@ -161,6 +170,7 @@ class AsyncLightning:
 
     async def create_endpoint(self) -> None:
         """Get ready to dial; done by `initialize_connections` and ``async with``."""
+        self._require_loop()
         if self._endpoints is None:
             self._endpoints = {}
 
@@ -185,25 +195,28 @@ class AsyncLightning:
                 hotkeys.append(axon.hotkey)
         self._require_signer()
         await self.create_endpoint()
-        await self._establish_all(wanted)
+        await self._establish(wanted)
 
     async def update_miner_registry(self, miners: Iterable[Any]) -> None:
         """Bring connections in line with a new list of miners.
 
         Connections to miners that are not listed any more are closed, moved and new
         ones are dialled, all at once; the back-off of every listed address is reset.
+        Miners that cannot be reached are logged as warnings.
 
         Args:
-            miners: All miners that there are.
+            miners: All miners that there are; of a hotkey listed twice the last
+                counts.
 
         Raises:
             LightningConnectionError: The endpoint is not initialized.
             SigningError: No signer is set.
+            MissingField, TypeError, OverflowError: A miner is malformed.
         """
         axons = [QuicAxonInfo.coerce(miner) for miner in miners]
         self._require_endpoint()
         self._require_signer()
-        dead = {a for a, c in self._connections.items() if not c.is_alive}
+        dead = self._dead()
         for address in dead:
             self._drop(address, "")
         changes = self._registry.reconcile(axons, dead)
@@ -211,7 +224,7 @@ class AsyncLightning:
             self._drop(address, "miner_deregistered")
         for address in changes.moved:
             self._drop(address, "miner_addr_changed")
-        await self._establish_all(changes.wanted)
+        await self._establish(changes.wanted)
 
     async def authenticated_hotkeys(self) -> set[str]:
         """Return every hotkey that is registered, its connection alive or not."""
@@ -222,14 +235,17 @@ class AsyncLightning:
 
         Returns:
             ``total_connections``, ``active_miners``, and for each address
-            ``connection_{ip:port}``: ``active`` or ``closed(...)``.
+            ``connection_{ip:port}``: ``active``, ``closed(...)``, or ``missing`` where
+            a registered miner has no connection.
         """
         stats = {
-            "total_connections": str(len(self._connections)),
+            "total_connections": str(len(self._sessions)),
             "active_miners": str(len(self._registry)),
         }
-        for address, connection in self._connections.items():
-            ended = connection.closed
+        for address in self._registry.addresses:
+            stats[f"connection_{address}"] = "missing"
+        for address, session in self._sessions.items():
+            ended = session.connection.closed
             stats[f"connection_{address}"] = (
                 "active" if ended is None else f"closed({ended().detail})"
             )
@@ -237,25 +253,27 @@ class AsyncLightning:
 
     async def close_all_connections(self) -> None:
         """Close every connection and forget every miner; later queries dial again."""
+        self._require_loop()
         attempts = list(self._attempts.values())
         for attempt in attempts:
             attempt.cancel()
         if attempts:
             await asyncio.wait(attempts)
-        for address in list(self._connections):
+        for address in list(self._sessions):
             self._drop(address, "client_shutdown")
         self._registry.clear()
 
     async def close(self) -> None:
         """Close everything, the sockets too. The object may be used again after."""
         await self.close_all_connections()
-        endpoints, self._endpoints = self._endpoints, None
-        for endpoint in (endpoints or {}).values():
+        if self._endpoints is None:
+            return
+        endpoints, self._endpoints = self._endpoints, {}
+        for endpoint in endpoints.values():
             endpoint.close("client_shutdown")
+        self._loop = None
         # The sockets' transports close in the loop's next turn.
         await asyncio.sleep(0)
-        if endpoints is not None:
-            self._endpoints = {}
 
     # Queries.
 
@@ -291,7 +309,7 @@ class AsyncLightning:
         axon = QuicAxonInfo.coerce(axon_info)
         timeout = check_timeout(timeout_secs)
         frame = self._encode(QuicRequest.coerce(request))
-        connection = self._live(axon) or await self._route(axon)
+        connection = await self._route(axon)
         started, (kind, payload, ended) = await self._ask(connection, frame, timeout)
         response = read_answer(kind, payload)
         return QuicResponse(
@@ -304,7 +322,9 @@ class AsyncLightning:
         """Do as `query_axon`, by the name it has in the peer's Rust crate."""
         return await self.query_axon(axon_info, request, timeout_secs)
 
-    async def query_axon_stream(self, axon_info: Any, request: Any) -> StreamingResponse:
+    async def query_axon_stream(
+        self, axon_info: Any, request: Any
+    ) -> StreamingResponse:
         """Ask a miner for a streamed answer.
 
         Args:
@@ -320,7 +340,7 @@ class AsyncLightning:
         """
         axon = QuicAxonInfo.coerce(axon_info)
         frame = self._encode(QuicRequest.coerce(request))
-        connection = self._live(axon) or await self._route(axon)
+        connection = await self._route(axon)
         stream = StreamingResponse(
             self.config.stream_chunk_timeout, self.config.max_stream_payload_bytes
         )
@@ -339,183 +359,225 @@ class AsyncLightning:
         )
 
     def _require_endpoint(self) -> dict[int, ClientEndpoint]:
+        self._require_loop()
         if self._endpoints is None:
             raise LightningConnectionError(
                 "QUIC endpoint not initialized: call initialize_connections first"
             )
         return self._endpoints
 
+    def _require_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            return
+        if self._loop is not None:
+            if not self._loop.is_closed():
+                raise RuntimeError(
+                    "this client is in use on another event loop: close() it there "
+                    "first"
+                )
+            # What lived on that loop is dead. Queries dial again.
+            self._sessions.clear()
+            self._attempts.clear()
+            self._endpoints = {}
+        self._loop = loop
+
     def _require_signer(self) -> Signer:
         if self._signer is None:
             raise SigningError("No signer configured: call set_signer first")
         return self._signer
 
-    def _live(self, axon: QuicAxonInfo) -> Connection | None:
-        """Return the connection on which the miner is logged in, if it lives."""
-        connection = self._connections.get(axon.address)
-        if (
-            connection is not None
-            and connection.is_alive
-            and axon.hotkey in self._logins[connection]
-        ):
-            return connection
-        return None
-
     async def _route(self, axon: QuicAxonInfo) -> Connection:
         """Return a live connection with the miner logged in, making it if need be."""
-        address = axon.address
-        connection = self._connections.get(address)
-        if connection is None or not connection.is_alive:
-            await self._share(address, lambda: self._reconnect(address, axon.hotkey))
-            connection = self._connections[address]
-        if axon.hotkey not in self._logins[connection]:
-            where = connection
-            await self._share(
-                (address, axon.hotkey),
-                lambda: self._login_on_demand(where, address, axon.hotkey),
+        address, hotkey = axon.address, axon.hotkey
+        session = self._sessions.get(address)
+        if session is None or not session.serves(hotkey):
+            self._require_signer()
+            session = await self._share(
+                (address, hotkey), lambda: self._reach(address, hotkey)
             )
-        return connection
+        return session.connection
 
-    async def _share(
-        self, target: Hashable, attempt: Callable[[], Coroutine[Any, Any, None]]
-    ) -> None:
-        """Run an attempt, or wait for the one that is under way for the same target."""
+    def _begin(
+        self, target: Hashable, attempt: Callable[[], Coroutine[Any, Any, _Session]]
+    ) -> asyncio.Task[_Session]:
+        """Begin an attempt, unless one is under way for the same target."""
         task = self._attempts.get(target)
         if task is None:
-            now = time.monotonic()
-            self._registry.backoff(target).check(_name(target), now, self.config)
-            self._registry.forget_idle(now, self.config.max_connections)
-            task = asyncio.create_task(attempt(), name=f"lightning-dial {target}")
+            task = asyncio.create_task(attempt(), name=f"lightning-reach {target}")
             self._attempts[target] = task
             task.add_done_callback(lambda done: self._forget_attempt(target, done))
-        # Whoever gives up waiting leaves the attempt to the others.
-        done, _ = await asyncio.wait([task])
-        for finished in done:
-            if finished.cancelled():
-                raise LightningConnectionError(
-                    f"the attempt to reach {_name(target)} was cut off by a close"
-                )
-            finished.result()
+        return task
 
-    def _forget_attempt(self, target: Hashable, task: asyncio.Task[Any]) -> None:
+    async def _share(
+        self,
+        target: Hashable,
+        attempt: Callable[[], Coroutine[Any, Any, _Session]],
+        *,
+        on_demand: bool = True,
+    ) -> _Session:
+        """Wait for an attempt that all share who need its target.
+
+        Args:
+            target: What it is for: an address, or an address and a hotkey.
+            attempt: Makes it.
+            on_demand: Whether it must keep to the back-off.
+        """
+        if on_demand and target not in self._attempts:
+            now = time.monotonic()
+            self._registry.forget_idle(now)
+            self._registry.backoff(target).check(_name(target), now, self.config)
+        task = self._begin(target, attempt)
+        # Whoever gives up waiting leaves the attempt to the others.
+        await asyncio.wait([task])
+        if task.cancelled():
+            raise LightningConnectionError(
+                f"the attempt to reach {_name(target)} was cut off by a close"
+            )
+        error = task.exception()
+        if error is None:
+            return task.result()
+        if isinstance(error, LightningError):
+            # One for each who waits: an exception gathers where it was raised.
+            raise copy.copy(error) from error.__cause__
+        raise error
+
+    def _forget_attempt(self, target: Hashable, task: asyncio.Task[_Session]) -> None:
         self._attempts.pop(target, None)
         if not task.cancelled():
             task.exception()  # Perhaps nobody is left who wants to know.
 
-    async def _reconnect(self, address: PeerAddr, hotkey: str) -> None:
+    async def _reach(
+        self, address: PeerAddr, hotkey: str, *, on_demand: bool = True
+    ) -> _Session:
+        """Log in at an address, on its live connection or on a new one."""
+        deadline = asyncio.get_running_loop().time() + self.config.connect_timeout
+        session = self._sessions.get(address)
+        if session is None or not session.connection.is_alive:
+            session = await self._share(
+                address,
+                lambda: self._connect(address, on_demand=on_demand),
+                on_demand=on_demand,
+            )
+        session.logging_in += 1
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._login(session.connection, address, hotkey)
+            self._enrol(session, address, hotkey)
+        except (LightningError, TimeoutError) as error:
+            if on_demand:
+                self._failed((address, hotkey))
+            if self._registry.address_of(hotkey) == address:
+                self._registry.deregister(hotkey)
+            if isinstance(error, LightningError):
+                raise
+            raise HandshakeError(
+                f"the login of {hotkey} at {address} timed out",
+                hotkey=hotkey,
+                address=str(address),
+            ) from None
+        finally:
+            session.logging_in -= 1
+            if session.is_idle and self._sessions.get(address) is session:
+                self._drop(address, "no_authenticated_hotkeys")
+        return session
+
+    async def _connect(self, address: PeerAddr, *, on_demand: bool) -> _Session:
+        """Dial an address, and log in again who was registered there."""
         self._require_room(address)
+        self._dialling += 1
         try:
             async with asyncio.timeout(self.config.connect_timeout):
                 connection = await self._dial(address)
-                try:
-                    await self._login(connection, address, hotkey)
-                except BaseException:
-                    connection.close()
-                    raise
-        except LightningError:
-            self._failed(address)
-            raise
-        except TimeoutError:
-            self._failed(address)
+        except (LightningError, TimeoutError) as error:
+            if on_demand:
+                self._failed(address)
+            if isinstance(error, LightningError):
+                raise
             raise LightningConnectionError(
                 f"Reconnection to {address} timed out after "
                 f"{self.config.connect_timeout:g}s",
                 address=str(address),
             ) from None
-        others = self._registry.hotkeys_at(address) - {hotkey}
-        self._adopt(address, connection)
-        self._enrol(address, connection, hotkey)
-        await self._login_all(address, connection, others)
+        finally:
+            self._dialling -= 1
+        session = self._adopt(address, connection)
+        for hotkey in self._registry.hotkeys_at(address):
+            _ = self._begin(
+                (address, hotkey), partial(self._log_in_again, address, hotkey)
+            )
+        return session
 
-    async def _login_on_demand(
-        self, connection: Connection, address: PeerAddr, hotkey: str
-    ) -> None:
-        target = (address, hotkey)
+    async def _log_in_again(self, address: PeerAddr, hotkey: str) -> _Session:
         try:
-            async with asyncio.timeout(self.config.connect_timeout):
-                await self._login(connection, address, hotkey)
-        except (LightningError, TimeoutError) as error:
-            self._failed(target)
-            if isinstance(error, LightningError):
-                raise
-            raise HandshakeError(
-                f"the login of {hotkey} timed out", hotkey=hotkey, address=str(address)
-            ) from None
-        self._registry.succeeded(target)
-        self._enrol(address, connection, hotkey)
+            return await self._reach(address, hotkey, on_demand=False)
+        except LightningError as error:
+            log.warning("no login of %s at %s: %s", hotkey, address, error)
+            raise
 
     def _failed(self, target: Hashable) -> None:
         self._registry.backoff(target).failed(time.monotonic(), self.config)
 
     def _require_room(self, address: PeerAddr) -> None:
-        if (
-            address not in self._connections
-            and len(self._connections) >= self.config.max_connections
-        ):
+        """Refuse a new connection if there are too many, dials included."""
+        self._drop(address, "")
+        if len(self._sessions) + self._dialling >= self.config.max_connections:
+            for other in self._dead():
+                self._drop(other, "")
+        if len(self._sessions) + self._dialling >= self.config.max_connections:
             raise LightningConnectionError(
                 f"no room for {address}: {self.config.max_connections} addresses are "
                 "connected (max_connections)",
                 address=str(address),
             )
 
-    async def _establish_all(self, wanted: dict[PeerAddr, list[str]]) -> None:
-        room = self.config.max_connections - len(self._connections)
-        chosen = []
-        for address, hotkeys in wanted.items():
-            if address not in self._connections:
-                if room <= 0:
-                    log.warning("skipping %s: max_connections reached", address)
-                    continue
-                room -= 1
-            chosen.append((address, hotkeys))
-        await asyncio.gather(*(self._establish(a, h) for a, h in chosen))
+    def _dead(self) -> list[PeerAddr]:
+        return [a for a, s in self._sessions.items() if not s.connection.is_alive]
 
-    async def _establish(self, address: PeerAddr, hotkeys: list[str]) -> None:
-        """Connect to an address unless it is, and log in whoever is not yet there."""
-        connection = self._connections.get(address)
-        if connection is None or not connection.is_alive:
-            try:
-                async with asyncio.timeout(self.config.connect_timeout):
-                    connection = await self._dial(address)
-            except (LightningError, TimeoutError) as error:
-                log.warning("cannot connect to %s: %s", address, _describe(error))
+    async def _establish(self, wanted: dict[PeerAddr, list[str]]) -> None:
+        """Log in hotkeys at addresses, all at once; failures are logged."""
+
+        async def reach(address: PeerAddr, hotkey: str) -> None:
+            session = self._sessions.get(address)
+            if session is not None and session.serves(hotkey):
                 return
-            self._adopt(address, connection)
-        missing = set(hotkeys) - self._logins[connection]
-        await self._login_all(address, connection, missing)
-        if not self._logins.get(connection):
-            self._drop(address, "no_authenticated_hotkeys")
-
-    async def _login_all(
-        self, address: PeerAddr, connection: Connection, hotkeys: Iterable[str]
-    ) -> None:
-        async def login(hotkey: str) -> None:
             try:
-                async with asyncio.timeout(self.config.connect_timeout):
-                    await self._login(connection, address, hotkey)
-            except (LightningError, TimeoutError) as error:
-                log.warning(
-                    "no login of %s at %s: %s", hotkey, address, _describe(error)
+                await self._share(
+                    (address, hotkey),
+                    lambda: self._reach(address, hotkey, on_demand=False),
+                    on_demand=False,
                 )
-                if self._registry.address_of(hotkey) == address:
-                    self._registry.deregister(hotkey)
-                return
-            self._enrol(address, connection, hotkey)
+            except LightningError as error:
+                log.warning("cannot reach %s at %s: %s", hotkey, address, error)
 
-        await asyncio.gather(*(login(hotkey) for hotkey in hotkeys))
+        await asyncio.gather(
+            *(
+                reach(address, hotkey)
+                for address, hotkeys in wanted.items()
+                for hotkey in hotkeys
+            )
+        )
 
     async def _dial(self, address: PeerAddr) -> Connection:
-        endpoints = self._require_endpoint()
         try:
-            family, _, _, _, where = (
-                await asyncio.get_running_loop().getaddrinfo(
-                    address.ip, address.port, type=socket.SOCK_DGRAM
-                )
-            )[0]
+            places = await _resolve(address)
         except (OSError, UnicodeError) as error:
             raise LightningConnectionError(
                 f"invalid remote address {address}: {error}", address=str(address)
             ) from error
+        try:
+            return await first_success(
+                [partial(self._dial_at, family, where) for family, where in places],
+                HEAD_START,
+            )
+        except ConnectionClosed as error:
+            raise LightningConnectionError(
+                f"QUIC connection to {address} failed: {error.detail}",
+                address=str(address),
+            ) from error
+
+    async def _dial_at(self, family: int, where: tuple[Any, ...]) -> Connection:
+        endpoints = self._require_endpoint()
         endpoint = endpoints.get(family)
         if endpoint is None:
             endpoint = ClientEndpoint(self._transport)
@@ -524,25 +586,20 @@ class AsyncLightning:
                 # Another dial was faster.
                 endpoint.close("")
                 endpoint = endpoints[family]
-        try:
-            return await endpoint.connect(where)
-        except ConnectionClosed as error:
-            raise LightningConnectionError(
-                f"QUIC connection to {address} failed: {error.detail}",
-                address=str(address),
-            ) from error
+        return await endpoint.connect(where)
 
     async def _login(
         self, connection: Connection, address: PeerAddr, hotkey: str
     ) -> None:
-        login = ClientLogin(
-            validator_hotkey=self.wallet_hotkey,
-            miner_hotkey=hotkey,
-            fingerprint=certificate_fingerprint(connection.certificate),
-            timestamp=int(time.time()),
-            nonce=secrets.token_hex(16),
-        )
+        certificate = connection.certificate
         try:
+            login = ClientLogin(
+                validator_hotkey=self.wallet_hotkey,
+                miner_hotkey=hotkey,
+                fingerprint=certificate_fingerprint(certificate) if certificate else "",
+                timestamp=int(time.time()),
+                nonce=secrets.token_hex(16),
+            )
             signature = await sign(self._require_signer(), login.message)
             frame = login.request(signature).to_frame()
             _, (kind, payload, _) = await self._ask(connection, frame, None)
@@ -589,39 +646,129 @@ class AsyncLightning:
             if timer is not None:
                 timer.cancel()
 
-    def _adopt(self, address: PeerAddr, connection: Connection) -> None:
-        """Keep a new connection, in place of the one that was there."""
-        old = self._connections.get(address)
-        self._connections[address] = connection
-        self._logins[connection] = set()
+    def _adopt(self, address: PeerAddr, connection: Connection) -> _Session:
+        """Keep a new connection, in place of the dead one that may be there."""
+        session = self._sessions[address] = _Session(connection)
         self._registry.succeeded(address)
-        if old is not None:
-            self._logins.pop(old, None)
-            old.close()
+        connection.on_closed = partial(_log_loss, address)
+        return session
 
-    def _enrol(self, address: PeerAddr, connection: Connection, hotkey: str) -> None:
-        logins = self._logins.get(connection)
-        if logins is None:
-            return  # Dropped while the login was under way.
-        logins.add(hotkey)
+    def _enrol(self, session: _Session, address: PeerAddr, hotkey: str) -> None:
+        if self._sessions.get(address) is not session:
+            # Dropped in this very moment.
+            raise LightningConnectionError(
+                f"the connection to {address} was closed", address=str(address)
+            )
+        session.hotkeys.add(hotkey)
+        self._registry.succeeded((address, hotkey))
         vacated = self._registry.register(hotkey, address)
         if vacated is not None:
             self._drop(vacated, "miner_addr_changed")
+        log.info("logged in with miner %s at %s", hotkey, address)
 
     def _drop(self, address: PeerAddr, reason: str) -> None:
-        connection = self._connections.pop(address, None)
-        if connection is not None:
-            self._logins.pop(connection, None)
-            connection.close(reason)
+        session = self._sessions.pop(address, None)
+        if session is not None:
+            session.connection.close(reason)
 
 
 LightningClient = AsyncLightning
 """The client, by the name it has in the peer's Rust crate."""
 
 
+class _Session:
+    """One connection, and who is logged in on it."""
+
+    __slots__ = ("connection", "hotkeys", "logging_in")
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.hotkeys: set[str] = set()
+        # Logins under way.
+        self.logging_in = 0
+
+    def serves(self, hotkey: str) -> bool:
+        """Whether a request to this miner can be sent on it."""
+        return self.connection.is_alive and hotkey in self.hotkeys
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody is logged in, nor about to be."""
+        return not self.hotkeys and not self.logging_in
+
+
+async def first_success(
+    attempts: Sequence[Callable[[], Coroutine[Any, Any, T]]], head_start: float
+) -> T:
+    """Begin attempts one by one until one succeeds, and cancel the others.
+
+    Args:
+        attempts: At least one.
+        head_start: Seconds after which the next one is begun while those before it
+            are still under way.
+
+    Raises:
+        LightningError: All failed; this is the first one's.
+    """
+    if len(attempts) == 1:
+        return await attempts[0]()
+    tasks: list[asyncio.Task[T]] = []
+    try:
+        for number, attempt in enumerate(attempts, 1):
+            tasks.append(asyncio.create_task(attempt()))
+            # Perhaps nobody will want to know how it failed.
+            tasks[-1].add_done_callback(lambda t: t.cancelled() or t.exception())
+            timeout = head_start if number < len(attempts) else None
+            under_way = set(tasks)
+            while under_way:
+                done, under_way = await asyncio.wait(
+                    under_way, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    if task.exception() is None:
+                        return task.result()
+                if not done:
+                    break
+        return tasks[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _resolve(address: PeerAddr) -> list[tuple[int, tuple[Any, ...]]]:
+    """Return address family and socket address of each place that a name stands for.
+
+    Raises:
+        OSError, UnicodeError: It stands for none.
+    """
+    ip, port = address
+    try:
+        # An IP address needs no thread.
+        found = socket.getaddrinfo(
+            ip, port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST
+        )
+    except (OSError, UnicodeError):
+        found = await asyncio.get_running_loop().getaddrinfo(
+            ip, port, type=socket.SOCK_DGRAM
+        )
+    return [(family, where) for family, _, _, _, where in found]
+
+
+def _log_loss(address: PeerAddr, connection: Connection) -> None:
+    ended = connection.closed
+    error = None if ended is None else ended()
+    if error is None or (error.initiator == "local" and not error.code):
+        return  # We closed it.
+    log.warning("connection to %s lost: %s", address, error.detail)
+    if error.reason == "replaced":
+        log.warning("another process has logged in at %s with our hotkey", address)
+
+
 def _name(target: Hashable) -> str:
-    return str(target) if isinstance(target, PeerAddr) else "{1} at {0}".format(*target)  # type: ignore[misc]
-
-
-def _describe(error: BaseException) -> str:
-    return str(error) or "timed out"
+    match target:
+        case PeerAddr():
+            return str(target)
+        case (address, hotkey):
+            return f"{hotkey} at {address}"
+        case _:
+            return str(target)

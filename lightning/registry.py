@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from lightning.config import LightningClientConfig
     from lightning.types import PeerAddr, QuicAxonInfo
 
+# Targets whose back-off is remembered, if callers ask for ever new ones.
+MAX_TARGETS = 10_000
 # Doubling stops there, long before a float could overflow.
 MAX_BACKOFF_EXPONENT = 20
 
@@ -105,6 +107,11 @@ class Registry:
         """All registered hotkeys."""
         return self._address.keys()
 
+    @property
+    def addresses(self) -> Collection[PeerAddr]:
+        """All addresses with a registered hotkey."""
+        return self._hotkeys.keys()
+
     def address_of(self, hotkey: str) -> PeerAddr | None:
         """Return where a hotkey is registered."""
         return self._address.get(hotkey)
@@ -159,19 +166,21 @@ class Registry:
         """Forget the failures of a target."""
         self._backoff.pop(target, None)
 
-    def forget_idle(self, now: float, max_entries: int) -> None:
-        """Keep the back-off table bounded: drop what may be tried again anyway.
+    def forget_idle(self, now: float, max_entries: int = MAX_TARGETS) -> None:
+        """Keep the back-off table bounded: first drop what may be tried again anyway.
 
         Args:
             now: The time.
             max_entries: Entries above which anything is dropped.
         """
         if len(self._backoff) > max_entries:
-            self._backoff = {
-                target: backoff
+            waiting = [
+                (target, backoff)
                 for target, backoff in self._backoff.items()
                 if backoff.retry_at > now
-            }
+            ]
+            # The oldest go where that is not enough.
+            self._backoff = dict(waiting[-max_entries:])
 
     def reconcile(
         self, miners: Iterable[QuicAxonInfo], dead: Collection[PeerAddr]

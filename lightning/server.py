@@ -16,14 +16,10 @@ from lightning._core.io.transport import (
     ServerEndpoint,
     TransportConfig,
 )
-from lightning._core.wire.exchange import ServerExchange
 from lightning._core.wire.framing import MessageType
 from lightning._core.wire.messages import (
     HandshakeRequest,
     SynapsePacket,
-    encode_stream_chunk,
-    encode_stream_end,
-    encode_synapse_response,
 )
 from lightning.admission import (
     LoginRateLimiter,
@@ -32,35 +28,28 @@ from lightning.admission import (
     SourceAllowlist,
     ValidatorTable,
 )
-from lightning.chunks import stream
+from lightning.answers import Answers, fail
 from lightning.config import LightningServerConfig
 from lightning.errors import (
     ConfigError,
-    FrameTooLarge,
-    HandlerError,
     HandshakeError,
     LightningConnectionError,
     LightningError,
     PermitMissing,
     RateLimited,
     SerializationError,
+    ServerFull,
     SigningError,
-    StreamError,
 )
 from lightning.handlers import (
     ERROR_AUTHENTICATION,
     ERROR_INVALID_REQUEST,
     ERROR_PROCESSING,
-    ERROR_SERIALIZATION,
-    ERROR_STREAM,
-    ERROR_TIMEOUT,
     ERROR_UNKNOWN_SYNAPSE,
     Handler,
     HandlerContext,
     HandlerKind,
     HandlerTable,
-    call,
-    run,
 )
 from lightning.handshake import (
     accept,
@@ -68,7 +57,7 @@ from lightning.handshake import (
     rejection,
     verify_request,
 )
-from lightning.pool import HandlerPool
+from lightning.refresh import COMPLAINT_INTERVAL, refresh
 from lightning.signer import (
     BtWalletSigner,
     Signer,
@@ -76,12 +65,18 @@ from lightning.signer import (
     as_signer,
     sign,
 )
-from lightning.types import PeerAddr, ServerConnectionStats
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Generator
+    from collections.abc import Coroutine, Iterator
     from types import TracebackType
 
+    from lightning._core.wire.exchange import ServerExchange
+    from lightning.types import PeerAddr, ServerConnectionStats
+
+# Seconds that running handlers get to finish when the server is stopped.
+STOP_TIMEOUT = 1.0
+# Seconds that handlers which resist their cancellation are waited for.
+CANCEL_TIMEOUT = 1.0
 # Seconds between two looks for requests that never became complete.
 SWEEP_INTERVAL = 1.0
 
@@ -95,10 +90,9 @@ class Registered:
     typed ``Any`` so that no type checker asks for it.
     """
 
-    def __await__(self) -> Generator[Any, None, None]:
+    def __await__(self) -> Iterator[Any]:
         """Return at once."""
-        return
-        yield
+        return iter(())
 
 
 class AsyncLightningServer:
@@ -155,7 +149,6 @@ class AsyncLightningServer:
             max_sources=settings.max_tracked_rate_ips,
         )
         self._permits = PermitSet()
-        # Nobody may come in before the list was resolved for the first time.
         self._sources = SourceAllowlist.enforce(())
         self._table: ValidatorTable[Connection] = ValidatorTable(
             settings.max_connections
@@ -164,10 +157,16 @@ class AsyncLightningServer:
         self._strangers: dict[Connection, asyncio.TimerHandle] = {}
         self._fingerprint = ""
         self._endpoint: ServerEndpoint | None = None
-        self._pool: HandlerPool | None = None
+        self._answers = Answers(settings)
         self._tasks: set[asyncio.Task[Any]] = set()
+        # Those of the tasks that answer requests.
+        self._requests: set[asyncio.Task[Any]] = set()
+        self._permits_known = asyncio.Event()
         self._stopped: asyncio.Event | None = None
         self._serving = 0
+        # False from stop() on; requests are then no longer begun.
+        self._open = False
+        self._complained_at = -COMPLAINT_INTERVAL
 
     @classmethod
     def with_config(
@@ -278,9 +277,7 @@ class AsyncLightningServer:
         self._handlers.add(synapse_type, handler, inline=inline)
         return Registered()
 
-    def register_async_synapse_handler(
-        self, synapse_type: str, handler: Any
-    ) -> Any:
+    def register_async_synapse_handler(self, synapse_type: str, handler: Any) -> Any:
         """Register an async handler that gives one answer.
 
         Args:
@@ -306,14 +303,61 @@ class AsyncLightningServer:
     async def start(self) -> None:
         """Make a certificate, bind the socket and begin to serve.
 
+        Nobody may come in before the permits and the allowlist, where they are asked
+        for, have been resolved.
+
         Raises:
-            ConfigError: It runs already.
-            LightningConnectionError: The address cannot be bound.
+            ConfigError: It runs already, or the address cannot be bound.
         """
-        if self._endpoint is not None:
+        if self._open or self._endpoint is not None:
             raise ConfigError("the server is already started: call stop() first")
+        self._open = True
+        try:
+            await self._bind()
+        except LightningConnectionError as error:
+            raise ConfigError(f"failed to create QUIC endpoint: {error.detail}") from (
+                error.__cause__
+            )
+        finally:
+            self._open = self._endpoint is not None
         if self._signer is None:
             log.warning("no signer is set: every login will be refused")
+        settings = self.config
+        self._answers = Answers(settings)
+        self._stopped = asyncio.Event()
+        self._permits = PermitSet()
+        self._permits_known = asyncio.Event()
+        self._sources = SourceAllowlist.enforce(())
+        self._spawn(self._sweep(), "sweep")
+        if settings.require_validator_permit:
+            self._spawn(
+                refresh(
+                    "permits",
+                    lambda: _method(
+                        self._permit_resolver, "resolve_permitted_validators"
+                    ),
+                    settings.validator_permit_refresh_secs,
+                    self._take_permits,
+                    self._answers.pool,
+                    self._permits_known,
+                ),
+                "permits",
+            )
+        if settings.enforce_source_allowlist:
+            self._spawn(
+                refresh(
+                    "allowed sources",
+                    lambda: _method(self._source_resolver, "resolve_allowed_sources"),
+                    settings.source_allowlist_refresh_secs,
+                    self._take_sources,
+                    self._answers.pool,
+                    asyncio.Event(),
+                ),
+                "sources",
+            )
+        log.info("miner %s serves on %s", self.miner_hotkey, self.local_addr())
+
+    async def _bind(self) -> None:
         settings = self.config
         identity = Identity()
         endpoint = ServerEndpoint(
@@ -331,25 +375,17 @@ class AsyncLightningServer:
             on_request=self._on_request,
         )
         try:
-            family, _, _, _, address = (
-                await asyncio.get_running_loop().getaddrinfo(
-                    self.host, self.port, type=socket.SOCK_DGRAM
-                )
-            )[0]
-        except OSError as error:
+            places = await asyncio.get_running_loop().getaddrinfo(
+                self.host, self.port, type=socket.SOCK_DGRAM
+            )
+        except (OSError, UnicodeError) as error:
             raise LightningConnectionError(
                 f"invalid host {self.host!r}: {error}"
             ) from error
+        family, _, _, _, address = places[0]
         self._fingerprint = certificate_fingerprint(identity.der)
         await endpoint.open(family, address)
         self._endpoint = endpoint
-        self._pool = HandlerPool(settings.handler_threads)
-        self._stopped = asyncio.Event()
-        self._spawn(self._sweep(), "sweep")
-        if settings.require_validator_permit:
-            self._spawn(self._refresh_permits(), "permits")
-        if settings.enforce_source_allowlist:
-            self._spawn(self._refresh_sources(), "sources")
 
     async def serve_forever(self) -> None:
         """Return when the server has been stopped.
@@ -377,29 +413,51 @@ class AsyncLightningServer:
         finally:
             self._serving -= 1
 
-    async def stop(self) -> None:
-        """Close every connection and the socket; fine if it is not started.
+    async def stop(self, timeout_secs: float = STOP_TIMEOUT) -> None:
+        """Let running handlers finish, then close every connection and the socket.
 
-        Async handlers are cancelled; those in threads run on unheard. It can be
-        started again, with a new certificate.
+        Requests that come meanwhile are not begun. What has not finished in time is
+        cut off: async handlers are cancelled, those in threads run on unheard. The
+        server can be started again, with a new certificate. Fine if it is not started.
+
+        Args:
+            timeout_secs: Longest wait for handlers and for their answers to arrive.
         """
-        endpoint, self._endpoint = self._endpoint, None
-        if endpoint is None:
+        endpoint, stopped, pool = self._endpoint, self._stopped, self._answers.pool
+        if endpoint is None or not self._open:
             return
-        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        self._open = False
+        await self._drain(endpoint, timeout_secs)
+        tasks = self._tasks - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
         endpoint.close("server_shutdown")
-        if self._pool is not None:
-            self._pool.shutdown()
+        pool.shutdown()
         if tasks:
-            await asyncio.wait(tasks)
-        if self._stopped is not None:
-            self._stopped.set()
+            _, stuck = await asyncio.wait(tasks, timeout=CANCEL_TIMEOUT)
+            for task in stuck:
+                log.warning("%s does not end though it was cancelled", task.get_name())
+        self._endpoint = None
+        if stopped is not None:
+            stopped.set()
         # Whoever waits in serve_forever() sees it return, not a cancelled call.
-        while self._serving:
+        while self._serving:  # noqa: ASYNC110 - it is only a turn of the loop away.
             await asyncio.sleep(0)
         await asyncio.sleep(0)
+        log.info("miner %s has stopped", self.miner_hotkey)
+
+    async def _drain(self, endpoint: ServerEndpoint, timeout: float) -> None:
+        """Wait until nothing runs, and what was answered has arrived."""
+        connections = set(endpoint.connections.values())
+        deadline = time.monotonic() + timeout
+        while (left := deadline - time.monotonic()) > 0:
+            running = self._requests - {asyncio.current_task()}
+            if running:
+                await asyncio.wait(running, timeout=left)
+            elif any(c.is_alive and c.has_unsent for c in connections):
+                await asyncio.sleep(min(left, 0.01))
+            else:
+                break
 
     def local_addr(self) -> PeerAddr:
         """Return the address and port that the server listens on.
@@ -464,7 +522,16 @@ class AsyncLightningServer:
         return not self.config.enforce_source_allowlist or self._sources.allows(ip)
 
     def _accepting(self) -> bool:
-        return len(self._strangers) < self.config.max_unauthenticated_connections
+        if len(self._strangers) < self.config.max_unauthenticated_connections:
+            return self._open
+        now = time.monotonic()
+        if now - self._complained_at >= COMPLAINT_INTERVAL:
+            self._complained_at = now
+            log.warning(
+                "%d connections have no login: no more are accepted for now",
+                len(self._strangers),
+            )
+        return False
 
     def _on_connection(self, connection: Connection) -> None:
         connection.on_closed = self._on_closed
@@ -476,13 +543,26 @@ class AsyncLightningServer:
         deadline = self._strangers.pop(connection, None)
         if deadline is not None:
             deadline.cancel()
-        self._table.remove_connection(connection)
+        ended = connection.closed
+        for hotkey in self._table.remove_connection(connection):
+            log.info(
+                "validator %s at %s is gone: %s",
+                hotkey,
+                connection.address,
+                ended().detail if ended is not None else "",
+            )
 
     # Requests.
 
     def _on_request(
-        self, connection: Connection, exchange: ServerExchange, kind: int, payload: bytes
+        self,
+        connection: Connection,
+        exchange: ServerExchange,
+        kind: int,
+        payload: bytes,
     ) -> None:
+        if not self._open:
+            return  # It ends with the connection, in a moment.
         try:
             if kind == MessageType.SYNAPSE_PACKET:
                 self._on_packet(connection, exchange, payload)
@@ -493,7 +573,7 @@ class AsyncLightningServer:
         except Exception:
             # Ours to mend, and no reason to lose the connection.
             log.exception("request from %s failed", connection.address)
-            exchange.abort()
+            fail(exchange, ERROR_PROCESSING)
 
     def _on_login(
         self, connection: Connection, exchange: ServerExchange, payload: bytes
@@ -504,10 +584,11 @@ class AsyncLightningServer:
                 raise RateLimited("too many logins from this address", address=ip)
             request = HandshakeRequest.from_payload(payload)
         except LightningError as error:
-            log.info("login from %s refused: %s", connection.address, error)
+            level = logging.DEBUG if isinstance(error, RateLimited) else logging.INFO
+            log.log(level, "login from %s refused: %s", connection.address, error)
             exchange.respond(rejection(time.time()).to_frame())
             return
-        self._spawn(self._login(connection, exchange, request), "login", exchange)
+        self._spawn_for(exchange, self._login(connection, exchange, request), "login")
 
     async def _login(
         self,
@@ -520,7 +601,10 @@ class AsyncLightningServer:
             async with asyncio.timeout(self.config.handshake_timeout_secs):
                 frame = await self._check_login(connection, request)
         except (LightningError, TimeoutError) as error:
-            log.info(
+            # These two are ours to mend; the others are the validator's.
+            ours = isinstance(error, SigningError | ServerFull)
+            log.log(
+                logging.WARNING if ours else logging.INFO,
                 "login of %.64r from %s refused: %s",
                 hotkey,
                 connection.address,
@@ -544,8 +628,9 @@ class AsyncLightningServer:
             max_age=self.config.max_signature_age_secs,
         )
         self._nonces.check_and_store(request.nonce, request.timestamp, time.time())
-        if self.config.require_validator_permit and hotkey not in self._permits:
-            raise PermitMissing("no validator permit", hotkey=hotkey)
+        if self.config.require_validator_permit:
+            await self._permits_known.wait()
+            self._require_permit(hotkey)
         if self._signer is None:
             raise SigningError("no miner signer configured")
         login = accept(
@@ -555,12 +640,20 @@ class AsyncLightningServer:
             now=time.time(),
         )
         frame = login.response(await sign(self._signer, login.message)).to_frame()
+        # Signing may have taken a while.
         if not connection.is_alive:
             raise HandshakeError("the connection was closed meanwhile", hotkey=hotkey)
+        self._require_permit(hotkey)
         replaced = self._table.register(
             hotkey, connection, login.connection_id, time.time()
         )
+        log.info("validator %s has logged in from %s", hotkey, connection.address)
         if replaced is not None:
+            log.warning(
+                "validator %s was also connected from %s: that one is closed",
+                hotkey,
+                replaced.address,
+            )
             replaced.close("replaced")
         deadline = self._strangers.pop(connection, None)
         if deadline is not None:
@@ -568,14 +661,18 @@ class AsyncLightningServer:
         connection.exchanges.max_payload = self.config.max_frame_payload_bytes
         return frame
 
+    def _require_permit(self, hotkey: str) -> None:
+        if self.config.require_validator_permit and hotkey not in self._permits:
+            raise PermitMissing("no validator permit", hotkey=hotkey)
+
     async def _observe(self, hotkey: str, ip: str) -> None:
         observer = self._observer
-        tell = getattr(observer, "observe_successful_handshake", observer)
+        tell = _method(observer, "observe_successful_handshake")
         try:
             result = tell(hotkey, ip)
             if inspect.isawaitable(result):
                 await result
-        except Exception:
+        except (Exception, SystemExit):
             log.exception("the handshake observer failed")
 
     def _on_packet(
@@ -585,16 +682,16 @@ class AsyncLightningServer:
             packet = SynapsePacket.from_payload(payload)
         except SerializationError as error:
             log.debug("request from %s refused: %s", connection.address, error)
-            _fail(exchange, ERROR_INVALID_REQUEST)
+            fail(exchange, ERROR_INVALID_REQUEST)
             return
         handler = self._handlers.find(packet.synapse_type)
         session = self._table.session(connection)
         if session is None:
-            _fail(exchange, ERROR_AUTHENTICATION, handler)
+            fail(exchange, ERROR_AUTHENTICATION, handler)
             return
         session.last_activity = time.time()
         if handler is None:
-            _fail(exchange, ERROR_UNKNOWN_SYNAPSE)
+            fail(exchange, ERROR_UNKNOWN_SYNAPSE)
             return
         hotkey = session.hotkey
         context = HandlerContext(
@@ -605,128 +702,51 @@ class AsyncLightningServer:
             session.logins[hotkey].connection_id,
         )
         if handler.kind is HandlerKind.INLINE:
-            self._answer_inline(exchange, handler, packet.data, context)
-        elif handler.streams:
-            self._spawn(
-                self._answer_stream(
-                    connection, exchange, handler, packet.data, context
-                ),
-                packet.synapse_type,
-                exchange,
+            self._answers.inline(exchange, handler, packet.data, context)
+            return
+        if handler.streams:
+            answer = self._answers.stream(
+                exchange, handler, packet.data, context, connection.sent
             )
         else:
-            self._spawn(
-                self._answer(exchange, handler, packet.data, context),
-                packet.synapse_type,
-                exchange,
-            )
-
-    def _answer_inline(
-        self,
-        exchange: ServerExchange,
-        handler: Handler,
-        data: dict[str, Any],
-        context: HandlerContext,
-    ) -> None:
-        try:
-            result = call(handler, data, context)
-        except HandlerError as error:
-            _log_failure(handler, error)
-            _fail(exchange, ERROR_PROCESSING)
-            return
-        self._respond(exchange, handler, result)
-
-    async def _answer(
-        self,
-        exchange: ServerExchange,
-        handler: Handler,
-        data: dict[str, Any],
-        context: HandlerContext,
-    ) -> None:
-        assert self._pool is not None  # Since start().
-        try:
-            async with asyncio.timeout(self.config.handler_timeout_secs):
-                result = await run(handler, data, context, self._pool)
-        except TimeoutError:
-            log.warning("handler %r timed out", handler.name)
-            _fail(exchange, ERROR_TIMEOUT)
-        except HandlerError as error:
-            _log_failure(handler, error)
-            _fail(exchange, ERROR_PROCESSING)
-        else:
-            self._respond(exchange, handler, result)
-
-    def _respond(
-        self, exchange: ServerExchange, handler: Handler, result: dict[str, Any]
-    ) -> None:
-        try:
-            frame = encode_synapse_response(
-                True,
-                result,
-                int(time.time()),
-                None,
-                self.config.max_frame_payload_bytes,
-            )
-        except (SerializationError, FrameTooLarge) as error:
-            log.error("the answer of handler %r cannot be sent: %s", handler.name, error)
-            _fail(exchange, ERROR_SERIALIZATION)
-            return
-        exchange.respond(frame)
-
-    async def _answer_stream(
-        self,
-        connection: Connection,
-        exchange: ServerExchange,
-        handler: Handler,
-        data: dict[str, Any],
-        context: HandlerContext,
-    ) -> None:
-        assert self._pool is not None  # Since start().
-        limit = self.config.max_frame_payload_bytes
-        error_text = None
-        chunks = stream(
-            handler,
-            data,
-            context,
-            self._pool,
-            buffer=self.config.streaming_channel_buffer,
-        )
-        try:
-            async with asyncio.timeout(self.config.handler_timeout_secs):
-                async for chunk in chunks:
-                    if not exchange.respond(encode_stream_chunk(chunk, limit), False):
-                        return
-                    if (waiter := connection.sent(exchange.stream_id)) is not None:
-                        await waiter
-        except TimeoutError:
-            log.warning("streaming handler %r timed out", handler.name)
-            error_text = ERROR_TIMEOUT
-        except (HandlerError, StreamError) as error:
-            _log_failure(handler, error)
-            error_text = ERROR_STREAM
-        except (SerializationError, FrameTooLarge) as error:
-            log.error("a chunk of handler %r cannot be sent: %s", handler.name, error)
-            error_text = ERROR_STREAM
-        finally:
-            await chunks.aclose()
-        exchange.respond(encode_stream_end(error_text is None, error_text))
+            answer = self._answers.unary(exchange, handler, packet.data, context)
+        self._spawn_for(exchange, answer, handler.name, handler)
 
     # Background.
 
-    def _spawn(
-        self,
-        coroutine: Coroutine[Any, Any, None],
-        name: str,
-        exchange: ServerExchange | None = None,
-    ) -> None:
-        """Run a task that ends with the server, or with its exchange."""
+    def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
+        """Run a task that ends with the server."""
+        self._tasks.add(self._create_task(coroutine, name))
+
+    def _create_task(
+        self, coroutine: Coroutine[Any, Any, None], name: str
+    ) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(
             coroutine, name=f"lightning-server {name}"
         )
-        self._tasks.add(task)
         task.add_done_callback(self._on_task_done)
-        if exchange is not None:
-            exchange.on_cancel = task.cancel
+        return task
+
+    def _spawn_for(
+        self,
+        exchange: ServerExchange,
+        coroutine: Coroutine[Any, Any, None],
+        name: str,
+        handler: Handler | None = None,
+    ) -> None:
+        """Run a task that answers a request, and ends with it at the latest."""
+
+        def on_done(task: asyncio.Task[None]) -> None:
+            self._requests.discard(task)
+            # A client must not wait for ever for what went wrong in an unforeseen way.
+            if task.cancelled() or task.exception() is not None:
+                fail(exchange, ERROR_PROCESSING, handler)
+
+        task = self._create_task(coroutine, name)
+        self._tasks.add(task)
+        self._requests.add(task)
+        task.add_done_callback(on_done)
+        exchange.on_cancel = task.cancel
 
     def _on_task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -744,65 +764,23 @@ class AsyncLightningServer:
                 next_cleanup += self.config.nonce_cleanup_interval_secs
                 await self.cleanup_expired_nonces()
 
-    async def _refresh_permits(self) -> None:
-        while True:
-            if (resolver := self._permit_resolver) is not None:
-                resolve = getattr(resolver, "resolve_permitted_validators", resolver)
-                try:
-                    lost = self._permits.replace(await _resolve(resolve))
-                except Exception:
-                    log.exception("permits not refreshed, the old ones stay")
-                else:
-                    self._drop_unpermitted(lost)
-                await asyncio.sleep(self.config.validator_permit_refresh_secs)
-            else:
-                await asyncio.sleep(SWEEP_INTERVAL)
-
-    def _drop_unpermitted(self, lost: frozenset[str]) -> None:
-        for hotkey in lost.intersection(self._table.hotkeys):
+    def _take_permits(self, permits: Any) -> None:
+        self._permits.replace(permits)
+        for hotkey in [h for h in self._table.hotkeys if h not in self._permits]:
             log.warning("validator %s has lost its permit", hotkey)
             connection = self._table.remove_hotkey(hotkey)
             if connection is not None:
                 connection.close("validator_permit_lost")
 
-    async def _refresh_sources(self) -> None:
-        while True:
-            if (resolver := self._source_resolver) is not None:
-                resolve = getattr(resolver, "resolve_allowed_sources", resolver)
-                try:
-                    sources = await _resolve(resolve)
-                    if not isinstance(sources, SourceAllowlist):
-                        raise TypeError(
-                            "resolve_allowed_sources must return a SourceAllowlist, "
-                            f"not {type(sources).__name__}"
-                        )
-                    self._sources = sources
-                except Exception:
-                    log.exception("source allowlist not refreshed, the old one stays")
-                await asyncio.sleep(self.config.source_allowlist_refresh_secs)
-            else:
-                await asyncio.sleep(SWEEP_INTERVAL)
+    def _take_sources(self, sources: Any) -> None:
+        if not isinstance(sources, SourceAllowlist):
+            raise TypeError(
+                "resolve_allowed_sources must return a SourceAllowlist, not "
+                f"{type(sources).__name__}"
+            )
+        self._sources = sources
 
 
-async def _resolve(resolve: Callable[[], Any]) -> Any:
-    """Ask a resolver, in a thread unless it is a coroutine function."""
-    if inspect.iscoroutinefunction(resolve):
-        return await resolve()
-    result = await asyncio.to_thread(resolve)
-    return await result if inspect.isawaitable(result) else result
-
-
-def _fail(
-    exchange: ServerExchange, text: str, handler: Handler | None = None
-) -> None:
-    """Send a failure, in the frame that a caller of this handler waits for."""
-    if handler is not None and handler.streams:
-        exchange.respond(encode_stream_end(False, text))
-    else:
-        exchange.respond(encode_synapse_response(False, {}, int(time.time()), text))
-
-
-def _log_failure(handler: Handler, error: LightningError) -> None:
-    log.error(
-        "handler %r failed: %s", handler.name, error, exc_info=error.__cause__ or error
-    )
+def _method(thing: Any, name: str) -> Any:
+    """Return the method of an object, or the callable that stands in for it."""
+    return getattr(thing, name, thing)

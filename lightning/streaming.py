@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Self
 
+from lightning._core.io.loop import LoopGone
 from lightning._core.wire.exchange import ClientExchange, Exchanges, read_stream_frame
 from lightning._core.wire.framing import MessageType
 from lightning.errors import LightningError, StreamError
@@ -17,18 +19,24 @@ if TYPE_CHECKING:
 
 # A streamed answer that is not read stops its sender at this many bytes.
 HIGH_WATER = 1024 * 1024
+# What a chunk takes besides its bytes: empty ones are not free.
+CHUNK_OVERHEAD = 128
 
 
 class StreamingResponse:
     """The chunks of a streamed answer, as they come.
 
     An asynchronous iterator of ``bytes``, and a context manager that drops what was
-    not read; dropping it early stops the miner's handler. After its end it stays
-    ended.
+    not read. Dropping it early, closed or not, stops the miner's handler. After its
+    end it stays ended.
+
+    Attributes:
+        loop: The event loop that it belongs to.
     """
 
     def __init__(self, chunk_timeout: float | None, max_payload: int) -> None:
-        self._loop = asyncio.get_running_loop()
+        self._exchange: ClientExchange | None = None
+        self.loop = asyncio.get_running_loop()
         self._chunk_timeout = chunk_timeout
         self._max_payload = max_payload
         self._frames: deque[tuple[int, bytes]] = deque()
@@ -37,11 +45,29 @@ class StreamingResponse:
         self._error: LightningError | None = None
         self._ended = False
         self._waiter: asyncio.Future[None] | None = None
-        self._exchange: ClientExchange | None = None
 
     def start(self, exchanges: Exchanges, frame: bytes) -> None:
         """Send the request; called once by the client."""
-        self._exchange = exchanges.start(frame, self._on_frame, self._on_error)
+        # The connection must not keep alive what the caller has dropped.
+        reader = weakref.ref(self)
+
+        def on_frame(exchange: ClientExchange, kind: int, payload: bytes) -> None:
+            if (stream := reader()) is not None:
+                stream._on_frame(exchange, kind, payload)
+
+        def on_error(_: ClientExchange, error: LightningError) -> None:
+            if (stream := reader()) is not None:
+                stream._on_error(error)
+
+        self._exchange = exchanges.start(frame, on_frame, on_error)
+
+    def __del__(self) -> None:
+        if self._exchange is not None and not self._ended:
+            try:
+                # Any thread may collect garbage.
+                self.loop.call_soon_threadsafe(self._exchange.cancel)
+            except RuntimeError:
+                return  # The loop is closed, and the connection with it.
 
     def __aiter__(self) -> Self:
         return self
@@ -76,11 +102,19 @@ class StreamingResponse:
         """
         if not self._frames and not self._ended and self._error is None:
             await self._wait()
+        return self.take()
+
+    def take(self) -> bytes | None:
+        """Return the next chunk if it is there already, None if not.
+
+        Raises:
+            StreamError, TransportError: As `next_chunk`.
+        """
         if self._frames:
-            return self._take()
+            return self._take_frame()
         error, self._error = self._error, None
-        self._ended = True
         if error is not None:
+            self._ended = True
             raise error
         return None
 
@@ -116,7 +150,7 @@ class StreamingResponse:
     async def _wait(self) -> None:
         if self._waiter is not None:
             raise RuntimeError("another task is already waiting for this stream")
-        self._waiter = self._loop.create_future()
+        self._waiter = self.loop.create_future()
         try:
             async with asyncio.timeout(self._chunk_timeout):
                 await self._waiter
@@ -126,9 +160,9 @@ class StreamingResponse:
         finally:
             self._waiter = None
 
-    def _take(self) -> bytes | None:
+    def _take_frame(self) -> bytes | None:
         kind, payload = self._frames.popleft()
-        self._buffered -= len(payload)
+        self._buffered -= len(payload) + CHUNK_OVERHEAD
         if self._paused and self._buffered <= HIGH_WATER // 2:
             self._paused = False
             if self._exchange is not None:
@@ -144,7 +178,7 @@ class StreamingResponse:
 
     def _on_frame(self, exchange: ClientExchange, kind: int, payload: bytes) -> None:
         self._frames.append((kind, payload))
-        self._buffered += len(payload)
+        self._buffered += len(payload) + CHUNK_OVERHEAD
         # Any other frame is the last one.
         if kind != MessageType.STREAM_CHUNK:
             exchange.complete()
@@ -153,7 +187,7 @@ class StreamingResponse:
             exchange.pause()
         self._wake()
 
-    def _on_error(self, exchange: ClientExchange, error: LightningError) -> None:
+    def _on_error(self, error: LightningError) -> None:
         self._error = error
         self._wake()
 
@@ -169,9 +203,13 @@ class BlockingStreamingResponse:
     its end it stays ended. Dropping it without reading to the end closes it.
     """
 
-    def __init__(self, stream: StreamingResponse, io: LoopThread) -> None:
+    def __init__(
+        self, stream: StreamingResponse, io: LoopThread, owner: object
+    ) -> None:
         self._stream = stream
         self._io = io
+        # A client that is dropped closes itself, and this with it.
+        self._owner = owner
 
     def __iter__(self) -> Self:
         return self
@@ -193,16 +231,20 @@ class BlockingStreamingResponse:
     ) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        self.close()
-
     def next_chunk(self) -> bytes | None:
         """Do as `StreamingResponse.next_chunk`."""
-        return self._io.call(self._stream.next_chunk)
+        try:
+            return self._io.call_in(self._stream.loop, self._stream.next_chunk)
+        except LoopGone:
+            # The client was closed; what had come before is still here.
+            return self._stream.take()
 
     def collect_all(self) -> list[bytes]:
         """Do as `StreamingResponse.collect_all`."""
-        return self._io.call(self._stream.collect_all)
+        try:
+            return self._io.call_in(self._stream.loop, self._stream.collect_all)
+        except LoopGone:
+            return list(iter(self._stream.take, None))
 
     def close(self) -> None:
         """Drop what was not read; the miner's handler is stopped. Fine when ended."""

@@ -151,5 +151,7 @@ def test_the_backoff_table_stays_bounded():
         registry.backoff(PeerAddr("x", port)).failed(float(port), CONFIG)
     registry.forget_idle(50.5, 1000)
     assert len(registry._backoff) == 100
+    registry.forget_idle(50.5, 60)
+    assert len(registry._backoff) == 50, "those that may not be tried yet"
     registry.forget_idle(50.5, 10)
-    assert len(registry._backoff) == 50
+    assert [target.port for target in registry._backoff] == list(range(90, 100))

@@ -13,9 +13,10 @@ import os
 import socket
 import ssl
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from aioquic.buffer import Buffer
+from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # By a bare import.
 from aioquic.quic import events
 from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfiguration
 from aioquic.quic.connection import QuicConnection
@@ -136,6 +137,7 @@ class Connection:
         self._flush_handle: asyncio.Handle | None = None
         self._last_activity = self._loop.time()
         self._keep_alive: asyncio.TimerHandle | None = None
+        self._keep_alive_interval = endpoint.config.keep_alive_interval
         self._established: asyncio.Future[None] | None = None
         self._drains: dict[int, list[asyncio.Future[None]]] = {}
         self._first_address = address
@@ -157,13 +159,12 @@ class Connection:
     @property
     def address(self) -> PeerAddr:
         """Where the other end is now; it may move during a connection's life."""
-        address = self._quic.get_peer_address() or self._first_address
-        return PeerAddr(address[0], address[1])
+        return _peer_addr(self._quic.get_peer_address() or self._first_address)
 
     @property
     def certificate(self) -> bytes:
-        """The server's certificate in DER, as TLS verified it; for a client."""
-        certificate = self._quic.tls._peer_certificate  # noqa: SLF001 - no other way.
+        """The server's certificate in DER, whose key TLS has proven; for a client."""
+        certificate = self._quic.tls._peer_certificate  # Public nowhere.
         return certificate.public_bytes(Encoding.DER) if certificate else b""
 
     @property
@@ -178,11 +179,13 @@ class Connection:
             reason: Short text for the other end.
             code: Application error code.
         """
-        if self.closed is not None:
-            return
-        self._quic.close(error_code=code, reason_phrase=reason)
-        self._flush()
-        self._lose(ConnectionClosed(initiator="local", code=code, reason=reason))
+        if self.closed is None:
+            self._step(partial(self._quic.close, error_code=code, reason_phrase=reason))
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether bytes of any stream are not yet acknowledged."""
+        return any(self._buffered(stream_id) for stream_id in self._quic._streams)
 
     def sent(self, stream_id: int) -> Awaitable[None] | None:
         """Return what to await before sending more on a stream; None for nothing."""
@@ -197,7 +200,7 @@ class Connection:
     def open_stream(self) -> int:
         """Return the next stream id, -1 while the peer allows no more."""
         stream_id = self._quic.get_next_available_stream_id()
-        if stream_id // 4 >= self._quic._remote_max_streams_bidi:  # noqa: SLF001
+        if stream_id // 4 >= self._quic._remote_max_streams_bidi:
             return -1
         return stream_id
 
@@ -249,15 +252,23 @@ class Connection:
     def receive(self, data: bytes, address: tuple[str, int]) -> None:
         """Take one datagram."""
         now = self._last_activity = self._loop.time()
+        self._step(partial(self._quic.receive_datagram, data, address, now=now))
+
+    def _step(self, advance: Callable[[], object]) -> None:
+        """Let the engine advance, then do what it asks for."""
         try:
-            self._quic.receive_datagram(data, address, now=now)
+            advance()
+            self._process_events()
+            self._flush()
         except Exception:
             # The bytes are a stranger's, whatever they did.
-            log.exception("closing the connection with %s:%s", *address[:2])
-            self.close("internal error", QuicErrorCode.INTERNAL_ERROR)
-            return
-        self._process_events()
-        self._flush()
+            log.exception("giving up the connection with %s", self.address)
+            self.release()
+            self._lose(
+                ConnectionClosed(
+                    code=QuicErrorCode.INTERNAL_ERROR, reason="internal error"
+                )
+            )
 
     def _register(self, cid: bytes) -> None:
         self.cids.add(cid)
@@ -285,7 +296,9 @@ class Connection:
                     self._on_established()
                 case events.ConnectionTerminated():
                     self._on_terminated(event)
-        close = self._quic._close_event  # noqa: SLF001 - known before it is announced.
+                case _:
+                    pass  # Nothing that an exchange needs to know.
+        close = self._quic._close_event  # Before its event.
         if close is not None and self.closed is None:
             self._on_terminated(close)
         if self.closed is None:
@@ -294,25 +307,29 @@ class Connection:
     def _on_established(self) -> None:
         if self._established is not None and not self._established.done():
             self._established.set_result(None)
+        # A peer may give up sooner than we do: ask often enough for it, too.
+        self._keep_alive_interval = min(
+            self._endpoint.config.keep_alive_interval,
+            self._quic._idle_timeout() / 2,  # Of both ends.
+        )
         self._keep_alive_at(self._last_activity)
 
     def _keep_alive_at(self, since: float) -> None:
         self._keep_alive = self._loop.call_at(
-            since + self._endpoint.config.keep_alive_interval, self._on_keep_alive
+            since + self._keep_alive_interval, self._on_keep_alive
         )
 
     def _on_keep_alive(self) -> None:
-        idle = self._loop.time() - self._last_activity
-        if idle >= self._endpoint.config.keep_alive_interval:
-            self._quic.send_ping(0)
-            self._flush()
-            self._keep_alive_at(self._loop.time())
-        else:
+        now = self._loop.time()
+        if now - self._last_activity < self._keep_alive_interval:
             self._keep_alive_at(self._last_activity)
+            return
+        self._keep_alive_at(now)
+        self._step(partial(self._quic.send_ping, 0))
 
     def _on_terminated(self, event: events.ConnectionTerminated) -> None:
         timed_out = event.reason_phrase == "Idle timeout"
-        remote = not timed_out and not self._quic._close_pending  # noqa: SLF001
+        remote = not timed_out and not self._quic._close_pending
         self._lose(
             ConnectionClosed(
                 initiator="remote" if remote else "local",
@@ -347,7 +364,7 @@ class Connection:
     def _flush_soon(self) -> None:
         # All that one turn of the loop produces leaves together.
         if self._flush_handle is None:
-            self._flush_handle = self._loop.call_soon(self._flush)
+            self._flush_handle = self._loop.call_soon(self._step, _nothing)
 
     def _flush(self) -> None:
         if self._flush_handle is not None:
@@ -369,11 +386,9 @@ class Connection:
             self._timer_at = timer_at
 
     def _on_timer(self) -> None:
-        now = max(cast(float, self._timer_at), self._loop.time())
+        now = max(cast("float", self._timer_at), self._loop.time())
         self._timer = self._timer_at = None
-        self._quic.handle_timer(now=now)
-        self._process_events()
-        self._flush()
+        self._step(partial(self._quic.handle_timer, now=now))
         if self.closed is not None and self._quic.get_timer() is None:
             self.release()
 
@@ -388,11 +403,11 @@ class Connection:
         self.cids.clear()
 
     def _buffered(self, stream_id: int) -> int:
-        stream = self._quic._streams.get(stream_id)  # noqa: SLF001
+        stream = self._quic._streams.get(stream_id)
         if stream is None:
             return 0
         sender = stream.sender
-        return sender._buffer_stop - sender._buffer_start  # noqa: SLF001
+        return sender._buffer_stop - sender._buffer_start
 
     def _wake_drains(self) -> None:
         for stream_id, waiters in list(self._drains.items()):
@@ -402,6 +417,16 @@ class Connection:
             for waiter in waiters:
                 if not waiter.done():
                     waiter.set_result(None)
+
+
+def _nothing() -> None:
+    return
+
+
+def _peer_addr(address: tuple[Any, ...]) -> PeerAddr:
+    """Return a socket address; an IPv4 one on an IPv6 socket as what it is."""
+    ip = address[0].removeprefix("::ffff:") if "." in address[0] else address[0]
+    return PeerAddr(ip, address[1])
 
 
 def open_socket(family: int, address: tuple[Any, ...] | None) -> socket.socket:
@@ -461,8 +486,7 @@ class Endpoint(asyncio.DatagramProtocol):
         """The address and port that the socket is bound to."""
         if self._transport is None:
             raise LightningConnectionError("the endpoint is closed")
-        name = self._transport.get_extra_info("sockname")
-        return PeerAddr(name[0], name[1])
+        return _peer_addr(self._transport.get_extra_info("sockname"))
 
     def send(self, data: bytes, address: tuple[str, int]) -> None:
         """Send one datagram."""
@@ -481,7 +505,7 @@ class Endpoint(asyncio.DatagramProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the socket's transport."""
-        self._transport = cast(asyncio.DatagramTransport, transport)
+        self._transport = cast("asyncio.DatagramTransport", transport)
 
     def error_received(self, exc: Exception) -> None:
         """Note what the system says of one datagram; the connection decides alone."""
@@ -621,7 +645,7 @@ class ServerEndpoint(Endpoint):
             retry_source_connection_id=retry_cid,
         )
         quic.paused = set()
-        limit = quic._local_max_streams_bidi  # noqa: SLF001 - it has no setting.
+        limit = quic._local_max_streams_bidi  # Has no setting.
         limit.value = limit.sent = self.config.max_streams
         connection = Connection(self, quic, addr, self._on_request)
         for cid in (header.destination_cid, quic.host_cid):
