@@ -71,8 +71,8 @@ def encode_int(value):
     """Write an integer: unsigned forms unless it is negative."""
     if -32 <= value < 128:
         return struct.pack(">b", value)
-    forms = "BHIQ" if value > 0 else "bhiq"
-    for marker, form in zip((0xCC if value > 0 else 0xD0) + i, forms, strict=True):
+    first, forms = (0xCC, "BHIQ") if value > 0 else (0xD0, "bhiq")
+    for marker, form in enumerate(forms, first):
         try:
             return bytes([marker]) + struct.pack(">" + form, value)
         except struct.error:
