@@ -53,9 +53,8 @@ cov: build ## coverage of Python and Cython
 sanitize: build ## the suite under AddressSanitizer and UndefinedBehaviorSanitizer
 	tools/sanitize.sh
 
-dist: build ## sdist and wheel
-	$(PY) -m pip install -q build
-	$(PY) -m build
+dist: build ## the sdist, installed and run in a clean environment
+	tools/dist_check.sh
 
 clean: ## remove what was built
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
