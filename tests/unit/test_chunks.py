@@ -485,16 +485,21 @@ async def test_reading_goes_on_after_a_timeout(pool) -> None:
         lambda loop, complaint: complaints.append(complaint)
     )
     release = threading.Event()
+    handed_over = threading.Event()
 
     def handler(data):
         release.wait(30)
         yield b"late"
+        handed_over.set()
 
     async with aclosing(start(handler, pool)) as chunks:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.001):
                 await anext(chunks)
+        # The chunk comes while nobody reads, and finds the reader that gave up.
         release.set()
+        await wait(handed_over)
+        await asyncio.sleep(0)
         assert await anext(chunks) == b"late"
         with pytest.raises(StopAsyncIteration):
             await anext(chunks)
