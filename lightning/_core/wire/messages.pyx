@@ -27,7 +27,7 @@ from lightning._core.wire.framing cimport (
     SYNAPSE_PACKET,
     SYNAPSE_RESPONSE,
 )
-from lightning._core.wire.packer cimport new_writer
+from lightning._core.wire.packer cimport is_mapping, new_writer
 from lightning._core.wire.unpacker cimport (
     ARRAY,
     BIN,
@@ -746,8 +746,12 @@ cdef bytes read_octets(Reader *reader):
 
 cdef str summary(str name, object value):
     """Show a field without its contents where those may be long or secret."""
-    if name == "signature":
+    if name == "signature" and value is not None:
         return f"<{len(value)} characters>"
     if name != "data":
         return repr(value)
-    return f"<{len(value)} {'keys' if isinstance(value, dict) else 'bytes'}>"
+    if is_mapping(value):
+        return f"<{len(value)} keys>"
+    if isinstance(value, bytes):
+        return f"<{len(value)} bytes>"
+    return f"<{type(value).__name__}>"

@@ -100,3 +100,4 @@ cdef class Writer:
     cdef int fail_hook(self, object error) except -1
 
 cdef Writer new_writer(Py_ssize_t reserved, Py_ssize_t limit)
+cdef bint is_mapping(object value) except -1
