@@ -59,7 +59,9 @@ class Link:
         droplist: Numbers of the datagrams to lose, counted from 1 as they are sent.
         blackhole: Periods ``(from, to)`` in seconds in which all that is sent is lost.
         rebind_at: ``(time, address)`` in order of time: what a NAT makes of the
-            client's address from then on. Sources are rewritten.
+            client's address for datagrams that arrive from then on. Sources are
+            rewritten. (At arrival, as in the simulator: were it at departure, a
+            client that only receives would never be found again.)
         home: The client's own address. Given, the link leads to the client: only
             datagrams to the address that the NAT has at their arrival get through.
     """
@@ -146,8 +148,6 @@ class Link:
         if fault is not None:
             self._note(now, fault, number, size)
             return
-        if self.home is None:
-            source = self._public(now, source)
         if self._hits("ecn", self.ecn_mark) and ecn in (ECT_0, ECT_1):
             ecn = CE
             self._note(now, "marked", number, size)
@@ -171,7 +171,10 @@ class Link:
         arrived = []
         while self._heap and self._heap[0][0] <= now:
             time, _, number, datagram = heapq.heappop(self._heap)
-            if self.home is not None:
+            if self.home is None:
+                source = self._public(time, datagram.source)
+                datagram = datagram._replace(source=source)
+            else:
                 if datagram.destination != self._public(time, self.home):
                     self._note(time, "unreachable", number, len(datagram.data))
                     continue
@@ -244,10 +247,10 @@ class Network:
 
     @property
     def trace(self) -> list[tuple]:
-        """Both links' traces, in order of time."""
+        """Both links' traces, in order of time; what arrives before what is sent."""
         return sorted(
             self.to_server.trace + self.to_client.trace,
-            key=lambda entry: (entry[0], entry[1]),
+            key=lambda entry: (entry[0], entry[2] != "delivered"),
         )
 
 
