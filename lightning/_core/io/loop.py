@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import concurrent.futures
 import logging
 import os
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -66,31 +65,30 @@ class LoopThread:
             RuntimeError: In a forked child, from the loop's own thread, or the loop
                 was stopped meanwhile.
         """
-        self._check_caller()
-        with self._lock:
-            # Under the lock, so that nothing is scheduled after the loop's stop.
-            loop = self._loop or self._start()
-            future = asyncio.run_coroutine_threadsafe(function(*args), loop)
-        return _result(future)
+        return self.call_in(None, function, *args)
 
     def call_in(
         self,
-        loop: asyncio.AbstractEventLoop,
+        loop: asyncio.AbstractEventLoop | None,
         function: Callable[..., Coroutine[Any, Any, T]],
         *args: Any,
     ) -> T:
-        """Do as `call`, but only in this very loop.
+        """Do as `call`, but only in this very loop, unless it is None.
 
         Raises:
             LoopGone: It has ended; the function was not called.
             RuntimeError: As `call`.
         """
         self._check_caller()
-        with self._lock:
-            if self._loop is not loop:
-                raise LoopGone("the event loop has ended")
-            future = asyncio.run_coroutine_threadsafe(function(*args), loop)
-        return _result(future)
+        call = _Call(function, args)
+        try:
+            with self._lock:
+                # Under the lock, so that nothing is scheduled after the loop's stop.
+                call.schedule(self._current(loop))
+            return call.result()
+        except BaseException:
+            call.cancel()
+            raise
 
     def post(self, function: Callable[..., object], *args: Any) -> None:
         """Run a function in the loop soon, without waiting; dropped if it is gone."""
@@ -128,6 +126,15 @@ class LoopThread:
                 "make it from another thread, or use the asyncio face"
             )
 
+    def _current(
+        self, wanted: asyncio.AbstractEventLoop | None
+    ) -> asyncio.AbstractEventLoop:
+        if wanted is None:
+            return self._loop or self._start()
+        if wanted is not self._loop:
+            raise LoopGone("the event loop has ended")
+        return wanted
+
     def _start(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.new_event_loop()
         thread = threading.Thread(
@@ -144,14 +151,58 @@ class LoopThread:
         return loop
 
 
-def _result(future: concurrent.futures.Future[T]) -> T:
-    try:
-        return future.result()
-    except concurrent.futures.CancelledError:
-        raise RuntimeError("the call was cut off: this object was closed") from None
-    except BaseException:
-        future.cancel()
-        raise
+class _Call(Generic[T]):
+    """One call, begun in a loop and waited for in another thread.
+
+    It can be cancelled at any moment: Ctrl-C may come between any two lines.
+    """
+
+    __slots__ = ("_args", "_cancelled", "_done", "_function", "_loop", "_task")
+
+    def __init__(
+        self, function: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...]
+    ) -> None:
+        self._function = function
+        self._args = args
+        self._cancelled = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[T] | None = None
+        self._done = threading.Lock()
+        self._done.acquire()
+
+    def schedule(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        loop.call_soon_threadsafe(self._begin, loop)
+
+    def result(self) -> T:
+        """Wait for it."""
+        self._done.acquire()
+        task = cast("asyncio.Task[T]", self._task)
+        if task.cancelled():
+            raise RuntimeError("the call was cut off: this object was closed")
+        return task.result()
+
+    def cancel(self) -> None:
+        """Let nothing go on, whether it has begun or not; fine if it is over."""
+        self._cancelled = True
+        if self._loop is not None:
+            _call_soon(self._loop, self._cancel_task)
+
+    # In the loop.
+
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._cancelled:
+            self._task = loop.create_task(self._function(*self._args))
+            self._task.add_done_callback(self._finish)
+
+    def _finish(self, task: asyncio.Task[T]) -> None:
+        if not task.cancelled():
+            task.exception()  # Perhaps nobody waits any more.
+        self._done.release()
+
+    def _cancel_task(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
 
 
 def _call_soon(

@@ -1,0 +1,544 @@
+"""The driver on real loopback sockets, without the faces above it."""
+
+import ast
+import asyncio
+import re
+import socket
+from pathlib import Path
+
+import pytest
+
+import lightning
+from lightning._core.io import transport
+from lightning._core.io.transport import (
+    ClientEndpoint,
+    Connection,
+    Identity,
+    ServerEndpoint,
+    TransportConfig,
+    open_socket,
+)
+from lightning.errors import ConnectionClosed, LightningConnectionError, StreamReset
+from tests.support.raw_peer import frame, raw_client, raw_server
+from tests.support.udp_relay import udp_relay
+from tests.support.waiting import until_async
+
+CONFIG = {"idle_timeout": 30, "keep_alive_interval": 10, "max_frame_payload": 1 << 20}
+LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
+
+
+class Server:
+    """A server endpoint that answers every request with its payload."""
+
+    def __init__(self, **settings: object) -> None:
+        self.admits = self.accepts = True
+        self.asked: list[str] = []
+        self.identity = Identity()
+        self.connections: list[Connection] = []
+        self.requests: list[tuple] = []
+        self.answers = True
+        self.endpoint = ServerEndpoint(
+            TransportConfig(**{**CONFIG, **settings}),
+            self.identity,
+            admit=self.admit,
+            accepting=lambda: self.accepts,
+            on_connection=self.connections.append,
+            on_request=self.on_request,
+        )
+
+    def admit(self, ip) -> bool:
+        self.asked.append(ip)
+        return self.admits
+
+    def on_request(self, connection, exchange, kind, payload) -> None:
+        self.requests.append((connection, exchange, kind, payload))
+        if self.answers:
+            exchange.respond(frame(4, payload))
+
+
+@pytest.fixture
+async def endpoints():
+    """Open endpoints; they are closed at the end."""
+    opened = []
+
+    async def serve(family: int = socket.AF_INET, **settings: object) -> Server:
+        server = Server(**settings)
+        await server.endpoint.open(family, (LOOPBACK[family], 0))
+        opened.append(server.endpoint)
+        return server
+
+    async def dial(server: Server | int, family: int = socket.AF_INET, **settings):
+        port = server if isinstance(server, int) else server.endpoint.local_addr.port
+        endpoint = ClientEndpoint(TransportConfig(**{**CONFIG, **settings}))
+        await endpoint.open(family)
+        opened.append(endpoint)
+        rest = (0, 0) if family == socket.AF_INET6 else ()
+        return await endpoint.connect((LOOPBACK[family], port, *rest))
+
+    yield serve, dial
+    for endpoint in opened:
+        endpoint.close("")
+    await asyncio.sleep(0)
+
+
+async def ask(connection: Connection, payload: bytes = b"q") -> bytes:
+    """Send one request and wait for the payload of its answer."""
+    answer = asyncio.get_running_loop().create_future()
+    connection.exchanges.start(
+        frame(3, payload),
+        lambda exchange, kind, data: (exchange.complete(), answer.set_result(data)),
+        lambda exchange, error: answer.set_exception(error),
+    )
+    async with asyncio.timeout(10):
+        return await answer
+
+
+# The boundary.
+
+
+def test_only_the_driver_and_the_engine_know_aioquic():
+    """Nothing above the exchange layer may touch a type of aioquic."""
+    root = Path(lightning.__file__).parent
+    allowed = {root / "_core/io/transport.py"}
+    found = set()
+    for path in root.rglob("*"):
+        if root / "_core/quic" in path.parents:
+            continue
+        if path.suffix == ".py":
+            tree = ast.parse(path.read_text())
+            modules = [
+                name
+                for node in ast.walk(tree)
+                for name in (
+                    [node.module or ""]
+                    if isinstance(node, ast.ImportFrom)
+                    else [alias.name for alias in node.names]
+                    if isinstance(node, ast.Import)
+                    else []
+                )
+            ]
+        elif path.suffix in (".pyx", ".pxd", ".pyi"):
+            modules = re.findall(
+                r"^\s*(?:from|c?import) (\S+)", path.read_text(), re.MULTILINE
+            )
+        else:
+            continue
+        if any(module.split(".")[0] == "aioquic" for module in modules):
+            found.add(path)
+    assert found == allowed
+
+
+# Connections.
+
+
+@pytest.mark.parametrize("retry", [True, False])
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+async def test_a_request_and_its_answer(endpoints, family, retry):
+    serve, dial = endpoints
+    server = await serve(family, retry=retry)
+    connection = await dial(server, family)
+    assert await ask(connection) == b"q"
+    assert connection.certificate == server.identity.der
+    assert connection.is_alive
+    ip, port = connection.address
+    assert (ip, port) == (LOOPBACK[family], server.endpoint.local_addr.port)
+    await until_async(lambda: not len(connection.exchanges))
+    (other,) = server.connections
+    await until_async(lambda: not len(other.exchanges))
+
+
+async def test_an_ipv4_client_of_an_ipv6_socket_is_seen_as_what_it_is(endpoints):
+    _serve, dial = endpoints
+    server = Server()
+    await server.endpoint.open(socket.AF_INET6, ("::", 0))
+    try:
+        connection = await dial(server.endpoint.local_addr.port)
+        await ask(connection)
+        assert server.connections[0].address.ip == "127.0.0.1"
+    finally:
+        server.endpoint.close("")
+
+
+async def test_a_close_tells_who_code_and_reason_at_both_ends(endpoints):
+    serve, dial = endpoints
+    server = await serve()
+    connection = await dial(server)
+    await ask(connection)
+    (other,) = server.connections
+    closed = []
+    for end in (connection, other):
+        end.on_closed = closed.append
+    connection.close("enough", 7)
+    connection.close("again", 8)
+    await until_async(lambda: len(closed) == 2)
+    assert closed == [connection, other]
+    here, there = connection.closed(), other.closed()
+    assert (here.initiator, here.code, here.reason) == ("local", 7, "enough")
+    assert (there.initiator, there.code, there.reason) == ("remote", 7, "enough")
+    assert str(there) == (
+        "transport error: read error: connection lost (remote close, code 0x7: enough)"
+    )
+    with pytest.raises(ConnectionClosed, match="enough"):
+        await ask(connection)
+    assert other.closed() is not other.closed(), "one for each who asks"
+
+
+async def test_what_is_closed_is_forgotten(endpoints):
+    """Connection IDs and timers go when the closing period is over."""
+    serve, dial = endpoints
+    server = await serve()
+    connection = await dial(server)
+    await ask(connection)
+    client = connection._endpoint
+    assert client.connections
+    assert server.endpoint.connections
+    connection.close()
+    await until_async(
+        lambda: not client.connections and not server.endpoint.connections
+    )
+    assert connection._timer is connection._keep_alive is None
+
+
+async def test_closing_an_endpoint_closes_its_connections_at_once(endpoints):
+    serve, dial = endpoints
+    server = await serve()
+    connections = [await dial(server) for _ in range(3)]
+    for connection in connections:
+        await ask(connection)
+    server.endpoint.close("bye")
+    assert not server.endpoint.connections
+    server.endpoint.close("twice")
+    await until_async(lambda: not any(c.is_alive for c in connections))
+    assert {c.closed().reason for c in connections} == {"bye"}
+
+
+async def test_silence_ends_a_connection(endpoints):
+    serve, dial = endpoints
+    server = await serve()
+    async with udp_relay(*server.endpoint.local_addr) as relay:
+        connection = await dial(relay.port, idle_timeout=0.3, keep_alive_interval=10)
+        relay.is_open = False
+        await until_async(lambda: not connection.is_alive)
+    error = connection.closed()
+    assert (error.initiator, error.timed_out) == ("local", True)
+
+
+async def test_keep_alives_keep_it_alive_even_for_a_peer_with_less_patience(endpoints):
+    """At least twice in the smaller of both ends' idle timeouts."""
+    serve, dial = endpoints
+    server = await serve(idle_timeout=0.4, keep_alive_interval=20)
+    connection = await dial(server, keep_alive_interval=20)
+    assert connection._keep_alive_interval <= 0.2
+    other = server.connections[0]
+    first = other._last_activity
+    await until_async(lambda: other._last_activity > first + 0.8)
+    assert connection.is_alive
+    assert other.is_alive
+
+
+async def test_a_dial_that_is_cancelled_leaves_nothing(endpoints):
+    serve, dial = endpoints
+    server = await serve()
+    server.admits = False
+    task = asyncio.create_task(dial(server))
+    await until_async(lambda: server.asked)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_wrong_alpn_is_a_named_failure(endpoints):
+    serve, dial = endpoints
+    server = await serve()
+    with pytest.raises(ConnectionError):
+        async with raw_client(
+            server.endpoint.local_addr.port, alpn_protocols=["other"]
+        ):
+            pass
+    async with raw_server(alpn_protocols=["other"]) as raw:
+        with pytest.raises(ConnectionClosed) as caught:
+            await dial(raw.port)
+    assert (caught.value.initiator, caught.value.code) == ("remote", 0x178)
+
+
+async def test_streams_wait_for_the_peers_limit(endpoints):
+    serve, dial = endpoints
+    server = await serve(max_streams=2)
+    connection = await dial(server)
+    answers = await asyncio.gather(
+        *(ask(connection, str(n).encode()) for n in range(50))
+    )
+    assert answers == [str(n).encode() for n in range(50)]
+
+
+async def test_a_stream_beyond_the_limit_ends_the_connection(endpoints):
+    """STREAM_LIMIT_ERROR (RFC 9000 section 4.6)."""
+    serve, _ = endpoints
+    server = await serve(max_streams=2)
+    async with raw_client(server.endpoint.local_addr.port) as raw:
+        raw._quic._remote_max_streams_bidi = 100
+        for _ in range(3):
+            raw.start(b"\x03", fin=False)
+        await until_async(lambda: raw.terminated)
+        assert raw.terminated.error_code == 4
+    (connection,) = server.connections
+    assert connection.closed().initiator == "local"
+
+
+async def test_paused_streams_hold_up_the_sender(endpoints):
+    """The window of a paused stream is not opened, that of others is."""
+    serve, dial = endpoints
+    server = await serve()
+    server.answers = False
+    connection = await dial(server)
+    received = []
+    exchange = connection.exchanges.start(
+        frame(3), lambda e, k, p: received.append(p), lambda e, x: None
+    )
+    exchange.pause()
+    await until_async(lambda: server.requests)
+    other, answer, _, _ = server.requests.pop()
+    chunk = frame(5, bytes(100_000))
+    for _ in range(40):
+        answer.respond(chunk, False)
+    server.answers = True
+    assert await ask(connection, bytes(1_000_000)) == bytes(1_000_000)
+    size = sum(map(len, received))
+    assert size <= transport.STREAM_WINDOW
+    assert other.has_unsent
+    waiter = other.sent(answer.stream_id)
+    assert waiter is not None
+    exchange.resume()
+    async with asyncio.timeout(10):
+        await waiter
+    await until_async(lambda: len(received) == 40)
+    await until_async(lambda: not other.has_unsent)
+    assert other.sent(answer.stream_id) is None
+    exchange.cancel()
+    await until_async(lambda: not len(connection.exchanges))
+
+
+async def test_who_waits_for_room_is_woken_by_the_end(endpoints):
+    serve, dial = endpoints
+    server = await serve()
+    server.answers = False
+    connection = await dial(server)
+    exchange = connection.exchanges.start(
+        frame(3), lambda e, k, p: None, lambda e, x: None
+    )
+    exchange.pause()
+    await until_async(lambda: server.requests)
+    other, answer, _, _ = server.requests.pop()
+    answer.respond(frame(5, bytes(5_000_000)), False)
+    waiter = other.sent(answer.stream_id)
+    other.close()
+    await waiter
+    assert other.sent(answer.stream_id) is None
+
+
+async def test_stop_and_reset_of_what_has_ended_are_fine(endpoints):
+    serve, dial = endpoints
+    connection = await dial(await serve())
+    await ask(connection)
+    await until_async(lambda: not connection._quic._streams)
+    connection.stop(0, 0)
+    connection.reset(0, 0)
+    connection.stop(400, 0)
+    connection.reset(401, 0)
+    assert await ask(connection) == b"q"
+
+
+async def test_a_reset_reaches_the_exchange(endpoints):
+    _, dial = endpoints
+    async with raw_server(lambda c, s, kind, payload: c.reset(s.id, 9)) as raw:
+        connection = await dial(raw.port)
+        with pytest.raises(StreamReset, match="error 9"):
+            await ask(connection)
+
+
+# Strangers.
+
+
+async def test_who_is_not_admitted_gets_no_answer(endpoints):
+    serve, dial = endpoints
+    server = await serve()
+    server.admits = False
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await dial(server)
+    assert not server.connections
+    server.admits = True
+    await dial(server)
+
+
+async def test_a_full_server_drops_new_ones_only(endpoints):
+    serve, dial = endpoints
+    server = await serve()
+    connection = await dial(server)
+    server.accepts = False
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await dial(server)
+    assert await ask(connection) == b"q"
+    assert len(server.connections) == 1
+
+
+class Datagrams(asyncio.DatagramProtocol):
+    """Keeps what comes."""
+
+    def __init__(self) -> None:
+        self.received: list[bytes] = []
+
+    def datagram_received(self, data: bytes, addr: tuple) -> None:
+        self.received.append(data)
+
+
+@pytest.fixture
+async def datagrams():
+    """Sends raw datagrams and keeps what comes back."""
+    loop = asyncio.get_running_loop()
+    sender, protocol = await loop.create_datagram_endpoint(
+        Datagrams, local_addr=("127.0.0.1", 0)
+    )
+    yield sender, protocol.received
+    sender.close()
+
+
+def initial(version: int = 1, token: bytes = b"", size: int = 1200) -> bytes:
+    """Make an Initial packet whose protected part is noise."""
+    head = bytes([0xC3]) + version.to_bytes(4, "big") + b"\x08" + b"D" * 8
+    head += b"\x08" + b"S" * 8 + len(token).to_bytes(1, "big") + token
+    rest = size - len(head) - 2
+    return head + (0x4000 | rest).to_bytes(2, "big") + bytes(rest)
+
+
+async def test_noise_starts_nothing(endpoints, datagrams):
+    """No datagram of any size may raise or be answered, and the server goes on."""
+    serve, dial = endpoints
+    server = await serve()
+    sender, received = datagrams
+    address = tuple(server.endpoint.local_addr)
+    noise = [b"", b"\0", b"\x40" * 30, b"\xc0" * 1200, bytes(range(256)) * 6]
+    noise += [initial(size=1199), initial(version=0), initial()[:600]]
+    for data in noise:
+        sender.sendto(data, address)
+    connection = await dial(server)
+    await ask(connection)
+    assert not received
+    assert len(server.connections) == 1
+
+
+async def test_an_unproven_address_costs_a_retry_and_no_state(endpoints, datagrams):
+    serve, _dial = endpoints
+    server = await serve()
+    sender, received = datagrams
+    for token in (b"", b"short", bytes(60)):
+        received.clear()
+        sender.sendto(initial(token=token), tuple(server.endpoint.local_addr))
+        await until_async(lambda: received)
+        assert received[0][0] & 0xF0 == 0xF0, "a Retry packet"
+        assert len(received[0]) <= 1200 * 3
+    assert not server.connections
+    assert not server.endpoint.connections
+
+
+async def test_an_initial_that_cannot_be_read_is_given_up(endpoints, datagrams):
+    serve, _dial = endpoints
+    server = await serve(retry=False)
+    sender, received = datagrams
+    sender.sendto(initial(), tuple(server.endpoint.local_addr))
+    await until_async(lambda: server.connections)
+    (connection,) = server.connections
+    connection.close("login deadline")
+    await until_async(lambda: not server.endpoint.connections)
+    assert sum(map(len, received)) <= 3 * 1200, "RFC 9000 section 8.1"
+
+
+async def test_an_unknown_version_is_negotiated_once(endpoints, datagrams):
+    serve, _dial = endpoints
+    server = await serve()
+    sender, received = datagrams
+    sender.sendto(initial(version=0x1A2A3A4A), tuple(server.endpoint.local_addr))
+    await until_async(lambda: received)
+    (answer,) = received
+    assert answer[1:5] == bytes(4), "Version Negotiation"
+    assert answer.endswith((1).to_bytes(4, "big"))
+    assert not server.connections
+
+
+async def test_a_failure_inside_ends_that_connection_only(
+    endpoints, unforeseen, monkeypatch
+):
+    serve, dial = endpoints
+    server = await serve()
+    broken, sound = await dial(server), await dial(server)
+    await ask(broken)
+
+    def fail(*args, **kwargs):
+        raise ZeroDivisionError
+
+    lost = []
+    broken.on_closed = lost.append
+    monkeypatch.setattr(broken._quic, "receive_datagram", fail)
+    with pytest.raises(ConnectionClosed, match="internal error"):
+        await ask(broken)
+    assert lost == [broken]
+    assert await ask(sound) == b"q"
+    (record,) = unforeseen
+    assert record.exc_info[0] is ZeroDivisionError
+    unforeseen.clear()
+
+
+# Sockets.
+
+
+async def test_a_port_that_is_taken_is_a_named_failure():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        with pytest.raises(LightningConnectionError) as caught:
+            open_socket(socket.AF_INET, ("127.0.0.1", port))
+    assert f"cannot open 127.0.0.1:{port}: " in str(caught.value)
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+async def test_a_host_without_the_address_family_is_a_named_failure(monkeypatch):
+    def refuse(*args):
+        raise OSError(97, "Address family not supported by protocol")
+
+    monkeypatch.setattr(transport.socket, "socket", refuse)
+    with pytest.raises(LightningConnectionError, match="cannot open a socket: "):
+        open_socket(socket.AF_INET6, None)
+
+
+async def test_a_closed_or_unopened_endpoint_has_no_address():
+    endpoint = ClientEndpoint(TransportConfig(**CONFIG))
+    with pytest.raises(LightningConnectionError, match="the endpoint is closed"):
+        _ = endpoint.local_addr
+    endpoint.send(b"x", ("127.0.0.1", 1))
+    endpoint.close("")
+    await endpoint.open(socket.AF_INET)
+    assert endpoint.local_addr.ip == "0.0.0.0"
+    endpoint.close("")
+    endpoint.send(b"x", ("127.0.0.1", 1))
+    await asyncio.sleep(0)
+
+
+async def test_a_socket_that_cannot_be_used_is_closed(monkeypatch):
+    endpoint = ClientEndpoint(TransportConfig(**CONFIG))
+
+    async def fail(*args, **kwargs):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(endpoint.loop, "create_datagram_endpoint", fail)
+    with pytest.raises(ZeroDivisionError):
+        await endpoint.open(socket.AF_INET)
+
+
+async def test_errors_of_single_datagrams_are_only_noted(endpoints, caplog):
+    serve, dial = endpoints
+    connection = await dial(await serve())
+    caplog.set_level("DEBUG", "lightning.transport")
+    connection._endpoint.error_received(OSError("host unreachable"))
+    assert "host unreachable" in caplog.text
+    assert await ask(connection) == b"q"
