@@ -48,6 +48,15 @@ EXTENSIONS = [
     "lightning._core.quic.streamtable",
     "lightning._core.quic.streamsend",
     "lightning._core.quic.streams",
+    "lightning._core.quic.paths",
+    "lightning._core.quic.secrets",
+    "lightning._core.quic.cidmap",
+    "lightning._core.quic.connstate",
+    "lightning._core.quic.connrecv",
+    "lightning._core.quic.connsend",
+    "lightning._core.quic.connection",
+    "lightning._core.quic.endpoint",
+    "lightning._core.quic.engine",
 ]
 NEEDS_LIBCRYPTO = {"lightning._core.quic.protection"}
 # For work on one extension: the last parts of the names to build, with commas.

@@ -1,0 +1,148 @@
+"""Many connections behind one socket: routing, timers, admission, and answers to none.
+
+An ``EndpointCore`` is everything that one UDP socket needs, client or server. Every
+function is called between ``endpoint_lock`` and ``endpoint_unlock``. Nobody waits for
+the mutex holding the GIL, and nobody takes the GIL holding the mutex.
+
+After any call: run TLS for the connections that ``endpoint_next_tls`` gives, take the
+completions, transmit, and read the next deadline.
+"""
+
+from libc.stddef cimport size_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from lightning._core.quic.connstate cimport Conn, Settings, Shared
+from lightning._core.quic.paths cimport Address
+
+
+cdef extern from "pthread.h" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    int pthread_mutex_init(pthread_mutex_t* mutex, const void* attributes)
+    int pthread_mutex_destroy(pthread_mutex_t* mutex)
+    int pthread_mutex_lock(pthread_mutex_t* mutex)
+    int pthread_mutex_unlock(pthread_mutex_t* mutex)
+
+
+cdef enum EndpointLimits:
+    REPLY_SIZE = 256
+    REPLIES = 64  # answers without a connection that wait to be sent; more are dropped
+    # Such answers a second, in the long run and at once: stateless resets, version
+    # negotiations, refusals (RFC 9000 10.3.3, 21.11). Retries are not counted: an
+    # honest client needs its own.
+    REPLY_RATE = 200
+    REPLY_BURST = 100
+    # A stateless reset is shorter than what it answers, so that two ends cannot answer
+    # each other for ever (RFC 9000 10.3.3).
+    RESET_SIZE_MAX = 42
+    INITIAL_CID_MIN = 8  # of what a client chooses (RFC 9000 7.2)
+
+
+cdef struct Reply:
+    Address to
+    uint16_t size
+    uint8_t data[256]
+
+
+cdef struct EndpointStats:
+    uint64_t datagrams_received
+    uint64_t datagrams_dropped  # of no connection, and not answered
+    uint64_t retries_sent
+    uint64_t resets_sent
+    uint64_t negotiations_sent
+    uint64_t refused
+
+
+cdef struct EndpointCore:
+    Shared shared
+    pthread_mutex_t mutex
+    # Timers: a binary heap by deadline, from index 1.
+    Conn** heap
+    uint32_t heap_count
+    uint32_t heap_capacity
+    # Answers that belong to no connection.
+    Reply* replies
+    uint32_t reply_first
+    uint32_t reply_count
+    int64_t reply_refilled
+    int64_t reply_tokens  # in millionths
+    EndpointStats stats
+
+
+# Besides the StreamEventKinds.
+cdef enum CompletionKind:
+    COMPLETION_CONNECTED = 256
+    COMPLETION_CLOSED = 257
+
+
+cdef struct Completion:
+    Conn* conn
+    void* user  # the connection's
+    void* stream_user  # the stream's
+    uint64_t number  # the connection's
+    uint64_t stream_id
+    uint64_t code
+    uint16_t kind
+
+
+# --- Life -----------------------------------------------------------------------------
+
+# `seed` is 32 random bytes, `secret` 32 bytes for tokens. OK or OUT_OF_MEMORY.
+cdef int endpoint_init(
+    EndpointCore* e, const Settings* settings, const uint8_t* seed,
+    const uint8_t* secret, int64_t retry_lifetime, int64_t token_lifetime
+) noexcept nogil
+cdef void endpoint_free(EndpointCore* e) noexcept nogil
+
+
+cdef inline void endpoint_lock(EndpointCore* e) noexcept nogil:
+    pthread_mutex_lock(&e.mutex)
+
+
+cdef inline void endpoint_unlock(EndpointCore* e) noexcept nogil:
+    pthread_mutex_unlock(&e.mutex)
+
+
+# --- Datagrams and time ---------------------------------------------------------------
+
+# `data` is decrypted in place. `ecn` is the two bits of the IP header.
+cdef void endpoint_receive(
+    EndpointCore* e, uint8_t* data, size_t size, const Address* source, uint8_t ecn,
+    int64_t now
+) noexcept nogil
+# Write datagrams for one address into `out`, all of `segment` bytes but the last, which
+# may be shorter. Returns the bytes written, 0 if there is nothing to send.
+cdef size_t endpoint_poll_transmit(
+    EndpointCore* e, uint8_t* out, size_t capacity, Address* to, uint8_t* ecn,
+    size_t* segment, int64_t now
+) noexcept nogil
+# INT64_MAX is none.
+cdef int64_t endpoint_next_deadline(const EndpointCore* e) noexcept nogil
+cdef void endpoint_timeout(EndpointCore* e, int64_t now) noexcept nogil
+
+# --- Connections ----------------------------------------------------------------------
+
+# Start a client's connection; NULL is out of memory. `token` is one that the server
+# gave in NEW_TOKEN before, or empty. The caller has a reference.
+cdef Conn* endpoint_connect(
+    EndpointCore* e, const Address* remote, const uint8_t* token, size_t token_size,
+    int64_t now
+) noexcept nogil
+# After a verb: timers and lists follow.
+cdef void endpoint_touch(EndpointCore* e, Conn* c, int64_t now) noexcept nogil
+# Give back a reference.
+cdef void endpoint_release(EndpointCore* e, Conn* c) noexcept nogil
+# Take an owner of referenced bytes that is not needed any more, or NULL.
+cdef void* endpoint_next_release(EndpointCore* e) noexcept nogil
+cdef bint endpoint_next_completion(EndpointCore* e, Completion* out) noexcept nogil
+
+# --- TLS, which runs without the mutex --------------------------------------------------
+
+# Take a connection with work for TLS, with a reference, or NULL. Nobody else gets it
+# until it is done.
+cdef Conn* endpoint_next_tls(EndpointCore* e) noexcept nogil
+# Copy out CRYPTO bytes of a level, in order; returns their number.
+cdef size_t endpoint_take_crypto(
+    EndpointCore* e, Conn* c, int space, uint8_t* out, size_t capacity
+) noexcept nogil
+cdef void endpoint_tls_done(EndpointCore* e, Conn* c, int64_t now) noexcept nogil

@@ -1,0 +1,83 @@
+"""Network paths of a connection: addresses, what may be sent there, and their proof.
+
+A path is where the peer's packets come from. Until it is validated no more than three
+times the bytes received from it are sent there (RFC 9000 8.1, 9.3); it is validated by
+a PATH_RESPONSE that repeats what a PATH_CHALLENGE said (section 8.2).
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcmp
+
+from lightning._core.quic.packet cimport Cid
+
+
+cdef enum PathLimits:
+    PATHS_MAX = 4  # the one in use, the one before, and two that are looked at
+    PATH_TRIES = 3  # challenges sent before a validation has failed
+    # Challenges of the peer that wait for an answer; more are dropped (quinn keeps one
+    # a path, aioquic 32).
+    PATH_RESPONSES = 8
+    AMPLIFICATION_FACTOR = 3  # RFC 9000 8.1
+
+
+cdef struct Address:
+    uint8_t family  # 4 or 6; 0 is none
+    uint16_t port
+    uint32_t scope  # of a link-local IPv6 address
+    uint8_t ip[16]  # network order; IPv4 in the first four bytes, the rest zero
+
+
+cdef struct Path:
+    bint used
+    bint validated
+    bint challenge_due
+    uint8_t tries  # challenges sent in this validation
+    uint8_t responses  # that are due
+    Address remote
+    # Bytes of UDP payload, while not validated.
+    uint64_t received
+    uint64_t sent
+    int64_t next_step  # when to send another challenge or give up; INT64_MAX is never
+    # The peer's connection ID used there, and its sequence number.
+    uint64_t sequence
+    Cid cid
+    uint8_t challenges[3][8]
+    uint8_t response[8][8]
+
+
+cdef inline bint address_is(const Address* a, const Address* b) noexcept nogil:
+    return (
+        a.port == b.port and a.family == b.family and a.scope == b.scope
+        and memcmp(a.ip, b.ip, 16) == 0
+    )
+
+
+cdef inline bint address_is_host(const Address* a, const Address* b) noexcept nogil:
+    """Say if two addresses differ in the port at most."""
+    return a.family == b.family and memcmp(a.ip, b.ip, 16) == 0
+
+
+cdef inline uint64_t path_room(const Path* p) noexcept nogil:
+    """Return how many bytes may be sent now."""
+    if p.validated:
+        return <uint64_t> -1
+    if p.received > <uint64_t> 1 << 60:
+        return <uint64_t> -1
+    return max(p.received * AMPLIFICATION_FACTOR, p.sent) - p.sent
+
+
+cdef void path_init(
+    Path* p, const Address* remote, const Cid* cid, uint64_t sequence
+) noexcept nogil
+# Begin or go on with a validation. `random` is 8 bytes for the challenge that is sent.
+cdef void path_validate(Path* p) noexcept nogil
+cdef void path_challenge_sent(
+    Path* p, const uint8_t* random, int64_t now, int64_t pto
+) noexcept nogil
+# Say if the path is validated by it.
+cdef bint path_on_response(Path* p, const uint8_t* data) noexcept nogil
+# Remember a challenge to answer; False if too many wait.
+cdef bint path_on_challenge(Path* p, const uint8_t* data) noexcept nogil
+cdef void path_response_sent(Path* p) noexcept nogil
+# Act on `next_step`: True if the validation failed.
+cdef bint path_on_timeout(Path* p, int64_t now) noexcept nogil
