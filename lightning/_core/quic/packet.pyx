@@ -220,20 +220,17 @@ cdef int packet_set_length(PacketBuild* build, const Writer* w) noexcept nogil:
     return OK
 
 
-cdef int write_long_start(
+cdef void write_long_start(
     Writer* w, uint8_t first, uint32_t version, const uint8_t* dcid, uint8_t dcid_size,
     const uint8_t* scid, uint8_t scid_size
 ) noexcept nogil:
-    """Write what all versions share: first byte, version and both connection IDs."""
-    if writer_left(w) < <size_t> 7 + dcid_size + scid_size:
-        return PACKET_NO_SPACE
+    """Write what all versions share; the caller has checked the room."""
     writer_u8(w, LONG_HEADER | FIXED_BIT | first)
     writer_u32(w, version)
     writer_u8(w, dcid_size)
     writer_bytes(w, dcid, dcid_size)
     writer_u8(w, scid_size)
     writer_bytes(w, scid, scid_size)
-    return OK
 
 
 cdef int packet_write_retry(

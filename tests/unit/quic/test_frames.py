@@ -246,7 +246,8 @@ def test_every_form_of_a_stream_frame(bits):
         f"02 05 00 01 00 {TOP} 00",
         f"02 05 00 01 00 00 {TOP}",
         f"02 {TOP} 00 01 {TOP} 00 00",
-        # More ranges than there are bytes.
+        # A range cut short, and more ranges than there are bytes.
+        "02 4064 00 01 00 40 00",
         f"02 05 00 {TOP} 00 00 00",
         # A length that would wrap a pointer.
         f"0a 04 {TOP} 61",
