@@ -20,9 +20,9 @@ OK = 0
 LIMIT, CLOSED, FULL = -2, -3, -4
 
 
-def noise(id, sender, size):
+def noise(sid, sender, size):
     """The bytes that an end sends on a stream."""
-    return random.Random(id * 2 + sender).randbytes(16_000)[:size]
+    return random.Random(sid * 2 + sender).randbytes(16_000)[:size]
 
 
 # --- Two ends -------------------------------------------------------------------------
@@ -61,109 +61,112 @@ class End:
         self.given_up = set()
         self.held = set()
 
-    def sink(self, id, data, fin):
-        if id in self.given_up:
+    def sink(self, sid, data, fin):
+        if sid in self.given_up:
             raise AssertionError("a stopped stream goes on")
         taken = len(data)
         if data and self.rng.random() < 0.2:
             taken = self.rng.randrange(len(data))
-            self.paused.add(id)
-        self.got[id] = self.got.get(id, b"") + data[:taken]
+            self.paused.add(sid)
+        self.got[sid] = self.got.get(sid, b"") + data[:taken]
         if fin and taken == len(data):
-            assert id not in self.ended
-            self.ended.add(id)
+            assert sid not in self.ended
+            self.ended.add(sid)
         return taken
 
-    def adopt(self, id):
+    def adopt(self, sid):
         """Plan what to send on a stream that was just opened."""
-        self.held.add(id)
-        self.got.setdefault(id, b"")
-        local = bool(id & 1) != self.is_client
-        if local or not id & 2:
+        self.held.add(sid)
+        self.got.setdefault(sid, b"")
+        local = bool(sid & 1) != self.is_client
+        if local or not sid & 2:
             size = self.rng.choice([0, 1, 100, 4096, 15_000])
-            self.to_send[id] = noise(id, self.is_client, size)
+            self.to_send[sid] = noise(sid, self.is_client, size)
 
-    def receives(self, id):
-        return not id & 2 or bool(id & 1) == self.is_client
+    def receives(self, sid):
+        return not sid & 2 or bool(sid & 1) == self.is_client
 
     def act(self):
         """Do what the application would do now."""
-        for kind, id, _ in self.streams.events():
-            if kind == model.OPENED:
-                self.adopt(id)
-            elif kind == model.READABLE:
-                self.paused.add(id)
-            elif kind == model.RESET:
-                self.reset_by_peer.add(id)
-                self.paused.discard(id)
-            elif kind == model.STOPPED:
-                self.to_send.pop(id, None)
-            elif kind == model.WRITABLE:
-                self.blocked.discard(id)
+        for kind, sid, _ in self.streams.events():
+            self.hear(kind, sid)
         if self.to_open and self.rng.random() < 0.5:
-            id = self.streams.open(self.rng.random() < 0.2)
-            assert id == LIMIT or id >= 0
-            if id >= 0:
+            sid = self.streams.open(self.rng.random() < 0.2)
+            assert sid == LIMIT or sid >= 0
+            if sid >= 0:
                 self.to_open -= 1
-                self.adopt(id)
-        for id in [*self.paused]:
+                self.adopt(sid)
+        for sid in [*self.paused]:
             if self.rng.random() < 0.7:
-                self.read(id)
-        for id in [*self.to_send]:
-            if id not in self.blocked and self.rng.random() < 0.5:
-                self.send(id)
-        for id in [*self.held]:
-            self.let_go(id)
+                self.read(sid)
+        for sid in [*self.to_send]:
+            if sid not in self.blocked and self.rng.random() < 0.5:
+                self.send(sid)
+        for sid in [*self.held]:
+            self.let_go(sid)
 
-    def read(self, id):
-        self.paused.discard(id)
-        if self.streams.state(id) is None:
+    def hear(self, kind, sid):
+        if kind == model.OPENED:
+            self.adopt(sid)
+        elif kind == model.READABLE:
+            self.paused.add(sid)
+        elif kind == model.RESET:
+            self.reset_by_peer.add(sid)
+            self.paused.discard(sid)
+        elif kind == model.STOPPED:
+            self.to_send.pop(sid, None)
+        elif kind == model.WRITABLE:
+            self.blocked.discard(sid)
+
+    def read(self, sid):
+        self.paused.discard(sid)
+        if self.streams.state(sid) is None:
             return
         if self.use_sink:
-            assert self.streams.resume(id) == OK
+            assert self.streams.resume(sid) == OK
             return
         size = self.rng.choice([10, 1000, 2**62])
-        data, end = self.streams.read(id, size)
-        self.got[id] += data
+        data, end = self.streams.read(sid, size)
+        self.got[sid] += data
         if end:
-            self.ended.add(id)
+            self.ended.add(sid)
         elif len(data) == size:
-            self.paused.add(id)
+            self.paused.add(sid)
 
-    def send(self, id):
-        left = self.to_send[id]
+    def send(self, sid):
+        left = self.to_send[sid]
         size = min(len(left), self.rng.choice([1, 500, 2000, 20_000]))
         if self.rng.random() < self.reset_rate:
-            self.streams.reset(id, id)
-            del self.to_send[id]
+            self.streams.reset(sid, sid)
+            del self.to_send[sid]
             return
         call = self.streams.refer if self.rng.random() < 0.3 else self.streams.send
-        status = call(id, left[:size], size == len(left))
+        status = call(sid, left[:size], size == len(left))
         if status == FULL:
-            self.blocked.add(id)
+            self.blocked.add(sid)
             return
         assert status == OK
         if size == len(left):
-            del self.to_send[id]
+            del self.to_send[sid]
         else:
-            self.to_send[id] = left[size:]
+            self.to_send[sid] = left[size:]
 
-    def let_go(self, id):
-        if id in self.to_send:
+    def let_go(self, sid):
+        if sid in self.to_send:
             return
-        if self.receives(id):
+        if self.receives(sid):
             if self.rng.random() < self.reset_rate:
-                self.streams.stop(id, 7)
-                self.given_up.add(id)
+                self.streams.stop(sid, 7)
+                self.given_up.add(sid)
             elif (
-                id not in self.ended
-                and id not in self.reset_by_peer
-                and id not in self.given_up
+                sid not in self.ended
+                and sid not in self.reset_by_peer
+                and sid not in self.given_up
             ):
                 return
-        self.held.discard(id)
-        self.paused.discard(id)
-        self.streams.release(id)
+        self.held.discard(sid)
+        self.paused.discard(sid)
+        self.streams.release(sid)
 
     @property
     def is_idle(self):
@@ -230,15 +233,15 @@ def test_every_byte_arrives_once_and_in_order(seed, reset_rate, use_sink):
             break
     assert all(end.is_idle for end in ends), "the transfer stalled"
     assert not network.packets
-    for end, other in (ends, ends[::-1]):
+    for end in ends:
         assert len(end.got) >= 12
-        for id, got in end.got.items():
-            if not end.receives(id):
+        for sid, got in end.got.items():
+            if not end.receives(sid):
                 continue
-            sent = noise(id, not end.is_client, len(got))
+            sent = noise(sid, not end.is_client, len(got))
             assert got == sent, "bytes are a prefix of what was sent"
             if not reset_rate:
-                assert id in end.ended
+                assert sid in end.ended
         assert end.streams.count == 0
         assert (end.streams.send_buffered, end.streams.recv_buffered) == (0, 0)
         assert end.streams.memory_in_use == (0, 0, 0)
@@ -303,16 +306,18 @@ class Attack(RuleBasedStateMachine):
 
     def pick(self, number):
         """A held stream, or None."""
-        held = sorted(id for id, s in self.model.live.items() if s.held)
+        held = sorted(sid for sid, s in self.model.live.items() if s.held)
         return held[number % len(held)] if held else None
 
     # Frames.
 
     @precondition(alive)
-    @rule(id=IDS, offset=OFFSETS, size=st.integers(0, 20), fin=st.booleans(), dice=DICE)
-    def stream(self, id, offset, size, fin, dice):
-        data = bytes((id + offset + n) % 251 for n in range(size))
-        self.receive(model.stream_frame(id, offset, data, fin), dice)
+    @rule(
+        sid=IDS, offset=OFFSETS, size=st.integers(0, 20), fin=st.booleans(), dice=DICE
+    )
+    def stream(self, sid, offset, size, fin, dice):
+        data = bytes((sid + offset + n) % 251 for n in range(size))
+        self.receive(model.stream_frame(sid, offset, data, fin), dice)
 
     @precondition(alive)
     @rule(
@@ -323,31 +328,31 @@ class Attack(RuleBasedStateMachine):
         dice=DICE,
     )
     def stream_in_order(self, number, size, fin, back, dice):
-        id = self.pick(number)
-        if id is not None and self.model.live[id].receives:
-            offset = max(0, self.model.live[id].next - back)
-            data = bytes((id + offset + n) % 251 for n in range(size))
-            self.receive(model.stream_frame(id, offset, data, fin), dice)
+        sid = self.pick(number)
+        if sid is not None and self.model.live[sid].receives:
+            offset = max(0, self.model.live[sid].next - back)
+            data = bytes((sid + offset + n) % 251 for n in range(size))
+            self.receive(model.stream_frame(sid, offset, data, fin), dice)
 
     @precondition(alive)
-    @rule(id=IDS, code=st.integers(0, 9), final=OFFSETS, dice=DICE)
-    def reset_stream(self, id, code, final, dice):
-        self.receive(model.frame(model.RESET_STREAM, id, code, final), dice)
+    @rule(sid=IDS, code=st.integers(0, 9), final=OFFSETS, dice=DICE)
+    def reset_stream(self, sid, code, final, dice):
+        self.receive(model.frame(model.RESET_STREAM, sid, code, final), dice)
 
     @precondition(alive)
-    @rule(id=IDS, code=st.integers(0, 9), dice=DICE)
-    def stop_sending(self, id, code, dice):
-        self.receive(model.frame(model.STOP_SENDING, id, code), dice)
+    @rule(sid=IDS, code=st.integers(0, 9), dice=DICE)
+    def stop_sending(self, sid, code, dice):
+        self.receive(model.frame(model.STOP_SENDING, sid, code), dice)
 
     @precondition(alive)
-    @rule(id=IDS, value=VALUES, dice=DICE)
-    def max_stream_data(self, id, value, dice):
-        self.receive(model.frame(model.MAX_STREAM_DATA, id, value), dice)
+    @rule(sid=IDS, value=VALUES, dice=DICE)
+    def max_stream_data(self, sid, value, dice):
+        self.receive(model.frame(model.MAX_STREAM_DATA, sid, value), dice)
 
     @precondition(alive)
-    @rule(id=IDS, value=VALUES, dice=DICE)
-    def stream_data_blocked(self, id, value, dice):
-        self.receive(model.frame(model.STREAM_DATA_BLOCKED, id, value), dice)
+    @rule(sid=IDS, value=VALUES, dice=DICE)
+    def stream_data_blocked(self, sid, value, dice):
+        self.receive(model.frame(model.STREAM_DATA_BLOCKED, sid, value), dice)
 
     @precondition(alive)
     @rule(
@@ -372,18 +377,18 @@ class Attack(RuleBasedStateMachine):
     @precondition(alive)
     @rule(uni=st.booleans())
     def open(self, uni):
-        id = self.real.open(uni)
-        if id != LIMIT:
-            assert id == self.model.open(uni).id
+        sid = self.real.open(uni)
+        if sid != LIMIT:
+            assert sid == self.model.open(uni).sid
 
     @precondition(alive)
     @rule(number=st.integers(0, 20), size=st.integers(0, 30), fin=st.booleans())
     def send(self, number, size, fin):
-        id = self.pick(number)
-        if id is None:
+        sid = self.pick(number)
+        if sid is None:
             return
-        s = self.model.live[id]
-        status = self.real.send(id, bytes(size), fin)
+        s = self.model.live[sid]
+        status = self.real.send(sid, bytes(size), fin)
         if not s.sends or s.finished or s.reset:
             assert status == CLOSED
         elif status == FULL:
@@ -396,17 +401,17 @@ class Attack(RuleBasedStateMachine):
     @precondition(alive)
     @rule(number=st.integers(0, 20), size=st.sampled_from([1, 5, 100]))
     def read(self, number, size):
-        id = self.pick(number)
-        if id is not None:
-            assert self.real.read(id, size) == self.model.read(id, size)
+        sid = self.pick(number)
+        if sid is not None:
+            assert self.real.read(sid, size) == self.model.read(sid, size)
 
     @precondition(alive)
     @rule(number=st.integers(0, 20), verb=st.sampled_from(["reset", "stop", "release"]))
     def give_up(self, number, verb):
-        id = self.pick(number)
-        if id is not None:
-            getattr(self.real, verb)(id)
-            getattr(self.model, verb)(id)
+        sid = self.pick(number)
+        if sid is not None:
+            getattr(self.real, verb)(sid)
+            getattr(self.model, verb)(sid)
 
     # Packets.
 
@@ -434,12 +439,12 @@ class Attack(RuleBasedStateMachine):
     @rule(number=st.integers(0, 20), late=st.booleans())
     def complete(self, number, late):
         """Bring one stream to its end, as a well-behaved pair would."""
-        id = self.pick(number)
-        if id is None:
+        sid = self.pick(number)
+        if sid is None:
             return
-        s = self.model.live[id]
+        s = self.model.live[sid]
         if s.receives and s.final is None:
-            self.receive(model.stream_frame(id, s.highest, b"", True), 1)
+            self.receive(model.stream_frame(sid, s.highest, b"", True), 1)
         self.read(number, 100)
         self.send(number, 0, True)
         if not late:
@@ -453,8 +458,8 @@ class Attack(RuleBasedStateMachine):
     @precondition(alive)
     @rule()
     def drain_events(self):
-        for kind, id, _ in self.real.events():
-            assert kind == model.OPENABLE or self.model.live[id].held
+        for kind, sid, _ in self.real.events():
+            assert kind == model.OPENABLE or self.model.live[sid].held
 
     # What must hold at any time.
 
@@ -462,7 +467,7 @@ class Attack(RuleBasedStateMachine):
     @invariant()
     def same_streams(self):
         assert self.real.count == len(self.model.live)
-        assert all(self.real.state(id) is not None for id in self.model.live)
+        assert all(self.real.state(sid) is not None for sid in self.model.live)
         assert self.real.max_streams == tuple(self.model.granted)
 
     @precondition(alive)
@@ -482,7 +487,7 @@ class Attack(RuleBasedStateMachine):
 
 TestAttack = Attack.TestCase
 TestAttack.settings = settings(
-    max_examples=200,
+    max_examples=100,
     stateful_step_count=100,
     deadline=None,
     derandomize=True,

@@ -55,20 +55,20 @@ def frame(kind: int, *operands: int) -> bytes:
 
 
 def stream_frame(
-    id: int, offset: int = 0, data: bytes = b"", fin: bool = False
+    sid: int, offset: int = 0, data: bytes = b"", fin: bool = False
 ) -> bytes:
     """Encode a STREAM frame with an offset and a length."""
-    head = bytes([STREAM | 0x06 | fin]) + varint(id) + varint(offset)
+    head = bytes([STREAM | 0x06 | fin]) + varint(sid) + varint(offset)
     return head + varint(len(data)) + data
 
 
 def frames(payload: bytes) -> list[tuple]:
-    """Decode a payload: (STREAM, id, offset, data, fin) or (kind, *operands)."""
+    """Decode a payload: (STREAM, sid, offset, data, fin) or (kind, *operands)."""
     found, at = [], 0
     while at < len(payload):
         kind, at = payload[at], at + 1
         if kind & 0xF8 == STREAM:
-            id, at = read_varint(payload, at)
+            sid, at = read_varint(payload, at)
             offset = 0
             if kind & 4:
                 offset, at = read_varint(payload, at)
@@ -77,7 +77,7 @@ def frames(payload: bytes) -> list[tuple]:
                 size, at = read_varint(payload, at)
             data, at = payload[at : at + size], at + size
             assert len(data) == size
-            found.append((STREAM, id, offset, data, bool(kind & 1)))
+            found.append((STREAM, sid, offset, data, bool(kind & 1)))
             continue
         operands = []
         for _ in range(OPERANDS[kind]):
@@ -109,7 +109,7 @@ class Window:
 class Stream:
     """One stream; both parts, of which a unidirectional one lacks one."""
 
-    id: int
+    sid: int
     window: Window
     sends: bool = True
     receives: bool = True
@@ -181,12 +181,12 @@ class Table:
     # --- Application ---
 
     def open(self, uni: bool) -> Stream:
-        id = self.local[uni] << 2 | uni << 1 | (not self.is_client)
+        sid = self.local[uni] << 2 | uni << 1 | (not self.is_client)
         self.local[uni] += 1
-        return self._make(id)
+        return self._make(sid)
 
-    def read(self, id: int, size: int = 2**62) -> tuple[bytes, bool]:
-        s = self.live[id]
+    def read(self, sid: int, size: int = 2**62) -> tuple[bytes, bool]:
+        s = self.live[sid]
         got = bytearray()
         while size and s.next in s.bytes:
             # Credit is given back a piece at a time, as pieces of 4096 are read.
@@ -201,18 +201,18 @@ class Table:
             self.window.consume(s.next - start)
         return bytes(got), s.next == s.final
 
-    def stop(self, id: int) -> None:
-        self._discard(self.live[id])
+    def stop(self, sid: int) -> None:
+        self._discard(self.live[sid])
 
-    def reset(self, id: int) -> None:
-        s = self.live[id]
+    def reset(self, sid: int) -> None:
+        s = self.live[sid]
         if s.sends and not s.send_done:
             s.reset = True
 
-    def release(self, id: int) -> None:
-        s = self.live[id]
+    def release(self, sid: int) -> None:
+        s = self.live[sid]
         if not s.finished:
-            self.reset(id)
+            self.reset(sid)
         s.held = False
         self._discard(s)
         self._settle(s)
@@ -226,34 +226,33 @@ class Table:
             return FRAME_ENCODING if operands[0] > 2**60 else OK
         if kind in (MAX_DATA, DATA_BLOCKED):
             return OK
-        id = operands[0]
-        status = self._find(id, kind in (STREAM, RESET_STREAM, STREAM_DATA_BLOCKED))
-        s = self.live.get(id)
+        sid = operands[0]
+        status = self._find(sid, kind in (STREAM, RESET_STREAM, STREAM_DATA_BLOCKED))
+        s = self.live.get(sid)
         if status or s is None:
             return status
         if kind == STREAM:
             return self._stream(s, *operands[1:])
         if kind == RESET_STREAM:
             return self._reset(s, operands[2])
-        if kind == STOP_SENDING:
-            if s.sends and not s.reset and not s.send_done:
-                if s.all_written and not s.lost and not s.fin_lost:
-                    s.stopped = True
-                else:
-                    s.reset = True
+        if kind == STOP_SENDING and s.sends and not s.reset and not s.send_done:
+            if s.all_written and not s.lost and not s.fin_lost:
+                s.stopped = True
+            else:
+                s.reset = True
         return OK
 
-    def _find(self, id: int, receiving: bool) -> int:
-        uni, index = bool(id & 2), id >> 2
-        local = bool(id & 1) != self.is_client
+    def _find(self, sid: int, receiving: bool) -> int:
+        uni, index = bool(sid & 2), sid >> 2
+        local = bool(sid & 1) != self.is_client
         if uni and local == receiving:
             return STREAM_STATE
         if local:
             return STREAM_STATE if index >= self.local[uni] else OK
         if index >= self.granted[uni]:
             return STREAM_LIMIT
-        if id not in self.seen:
-            self._make(id)
+        if sid not in self.seen:
+            self._make(sid)
             self.opened[uni] = max(self.opened[uni], index + 1)
             self._grant(uni)
         return OK
@@ -301,20 +300,20 @@ class Table:
             s.final = end
         return OK
 
-    # --- What was written, and its fate; records are (kind, id, offset, size, fin) ---
+    # --- What was written, and its fate; records are (kind, sid, offset, size, fin) ---
 
     def on_written(self, record: tuple) -> None:
-        kind, id, offset, size, fin = record
+        kind, sid, offset, size, fin = record
         if kind == STREAM:
-            s = self.live[id]
+            s = self.live[sid]
             s.written.update(range(offset, offset + size))
             s.lost.difference_update(range(offset, offset + size))
             s.fin_written = s.fin_written or fin
             s.fin_lost = s.fin_lost and not fin
 
     def on_acked(self, record: tuple) -> None:
-        kind, id, offset, size, fin = record
-        s = self.live.get(id)
+        kind, sid, offset, size, fin = record
+        s = self.live.get(sid)
         if s is None:
             return
         if kind == STREAM and not s.reset:
@@ -327,8 +326,8 @@ class Table:
         self._settle(s)
 
     def on_lost(self, record: tuple) -> None:
-        kind, id, offset, size, fin = record
-        s = self.live.get(id)
+        kind, sid, offset, size, fin = record
+        s = self.live.get(sid)
         if s is None or kind != STREAM or s.reset or s.send_done:
             return
         s.lost.update(set(range(offset, offset + size)) - s.acked)
@@ -338,17 +337,17 @@ class Table:
 
     # --- Steps ---
 
-    def _make(self, id: int) -> Stream:
-        local = bool(id & 1) != self.is_client
-        uni = bool(id & 2)
+    def _make(self, sid: int) -> Stream:
+        local = bool(sid & 1) != self.is_client
+        uni = bool(sid & 2)
         s = Stream(
-            id,
+            sid,
             Window(0 if local and uni else self.stream_window),
             sends=local or not uni,
             receives=not (local and uni),
         )
-        self.live[id] = s
-        self.seen.add(id)
+        self.live[sid] = s
+        self.seen.add(sid)
         return s
 
     def _discard(self, s: Stream) -> None:
@@ -360,9 +359,9 @@ class Table:
     def _settle(self, s: Stream) -> None:
         if s.held or not s.send_done or not s.recv_done:
             return
-        del self.live[s.id]
-        if bool(s.id & 1) == self.is_client:
-            uni = bool(s.id & 2)
+        del self.live[s.sid]
+        if bool(s.sid & 1) == self.is_client:
+            uni = bool(s.sid & 2)
             self.closed[uni] += 1
             self._grant(uni)
 

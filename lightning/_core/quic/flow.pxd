@@ -85,7 +85,7 @@ cdef inline bint window_lost(const RecvWindow* w, uint64_t value) noexcept nogil
     return value == w.advertised
 
 
-# --- Sending data, and opening streams (counted instead of bytes) -----------------------
+# --- Sending data, and opening streams (counted instead of bytes) ---------------------
 
 cdef struct SendLimit:
     uint64_t limit  # the peer allows up to here
@@ -124,7 +124,7 @@ cdef inline bint limit_lost(const SendLimit* l, uint64_t value) noexcept nogil:
     return l.limit == value and l.blocked == value + 1 and l.used == l.limit
 
 
-# --- Streams that the peer may open -----------------------------------------------------
+# --- Streams that the peer may open ---------------------------------------------------
 
 cdef struct StreamCredit:
     uint64_t limit  # streams granted; what a MAX_STREAMS frame would say now

@@ -18,7 +18,7 @@ from lightning._core.quic.pool cimport (
     pool_take,
 )
 from lightning._core.quic.ranges cimport (
-    RANGES_FULL, RANGES_REFUSE, RANGES_STREAM, Range, ranges_add, ranges_clear,
+    RANGES_FULL, RANGES_REFUSE, RANGES_STREAM, ranges_add, ranges_clear,
     ranges_forget, ranges_free, ranges_init,
 )
 

@@ -5,7 +5,7 @@ Three offsets divide the stream: below ``base`` all is acknowledged and gone, be
 Between base and sent, two span sets tell what was acknowledged out of order and what
 is to be written again; the rest is in flight.
 
-In order everything is O(1) amortised, and O(log n) in the worst order a peer can choose.
+In order everything is O(1) amortised, in the worst order a peer can choose O(log n).
 """
 
 from libc.stddef cimport size_t
@@ -59,8 +59,8 @@ cdef struct SendBuffer:
     Spans lost
 
 
-# Life. Init allocates nothing. Clear makes a buffer as new, but keeps a small ring; drop
-# gives back all data and forgets the FIN, but keeps `sent`, the size for RESET_STREAM.
+# Life. Init allocates nothing. Clear makes a buffer as new, but keeps a small ring;
+# drop gives back all data and forgets the FIN, but keeps `sent`, for RESET_STREAM.
 cdef void releases_init(Releases* r) noexcept nogil
 cdef void releases_free(Releases* r) noexcept nogil
 cdef void sendbuf_init(SendBuffer* b, Pool* pool, Releases* releases) noexcept nogil

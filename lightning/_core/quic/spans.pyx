@@ -60,7 +60,8 @@ cdef int spans_remove(Spans* s, uint64_t start, uint64_t end) noexcept nogil:
     cdef int status
     if not s.count or start >= end:
         return OK
-    find(s, start + 1, before)  # the last span of each level that ends at start or below
+    # Spans that end at `start` stay: there is no touching in a removal.
+    find(s, start + 1, before)
     span = before[0].next[0]
     if span is not NULL and span.start < start:
         step(before, span)

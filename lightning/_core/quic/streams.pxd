@@ -29,7 +29,7 @@ cdef enum StreamStatus:
     STREAMS_FULL = -4
 
 
-# --- The layer above --------------------------------------------------------------------
+# --- The layer above ------------------------------------------------------------------
 
 # Open a stream; `opened` is held until `streams_release`.
 cdef int streams_open(
@@ -74,7 +74,7 @@ cdef void streams_release(StreamTable* t, Stream* s, int64_t now) noexcept nogil
 # Take the next event. False if there is none.
 cdef bint streams_next_event(StreamTable* t, StreamEvent* event) noexcept nogil
 
-# --- The connection: frames, in the order of their numbers ------------------------------
+# --- The connection: frames, in the order of their numbers ----------------------------
 #
 # OK, OUT_OF_MEMORY or a TransportErrorCode to close the connection with.
 

@@ -22,9 +22,8 @@ from lightning._core.quic.flow cimport (
     STREAMS_MAX, limit_block, limit_left, limit_raise, window_allows, window_consume,
 )
 from lightning._core.quic.reassembly cimport (
-    FINAL_SIZE_UNKNOWN, reassembly_check, reassembly_consume, reassembly_direct,
-    reassembly_drop, reassembly_is_received, reassembly_note, reassembly_peek,
-    reassembly_store,
+    reassembly_check, reassembly_consume, reassembly_direct, reassembly_drop,
+    reassembly_is_received, reassembly_note, reassembly_peek, reassembly_store,
 )
 from lightning._core.quic.sendbuf cimport (
     FIN_QUEUED, sendbuf_append, sendbuf_append_ref, sendbuf_finish, sendbuf_peek,
@@ -45,7 +44,7 @@ from lightning._core.quic.streamtable cimport (
 )
 
 
-# --- Opening and letting go -------------------------------------------------------------
+# --- Opening and letting go -----------------------------------------------------------
 
 cdef int streams_open(
     StreamTable* t, bint unidirectional, int64_t now, Stream** opened
@@ -112,7 +111,7 @@ cdef bint streams_next_event(StreamTable* t, StreamEvent* event) noexcept nogil:
     return True
 
 
-# --- Sending ----------------------------------------------------------------------------
+# --- Sending --------------------------------------------------------------------------
 
 cdef int streams_send(
     StreamTable* t, Stream* s, const uint8_t* data, size_t size, bint fin
@@ -173,7 +172,7 @@ cdef void streams_reset(StreamTable* t, Stream* s, uint64_t code) noexcept nogil
         send_reset(t, s, code)
 
 
-# --- Receiving --------------------------------------------------------------------------
+# --- Receiving ------------------------------------------------------------------------
 
 cdef size_t streams_peek(const Stream* s, const uint8_t** view) noexcept nogil:
     return reassembly_peek(&s.recv, view)
@@ -234,7 +233,7 @@ cdef void discard(StreamTable* t, Stream* s, int64_t now) noexcept nogil:
         s.recv_state = RECV_DATA_READ
 
 
-# --- Frames -----------------------------------------------------------------------------
+# --- Frames ---------------------------------------------------------------------------
 
 cdef int streams_on_reset_stream(
     StreamTable* t, uint64_t id, uint64_t code, uint64_t final_size, int64_t now
@@ -442,7 +441,7 @@ cdef uint64_t give(
     return taken
 
 
-# --- For tests and tools ----------------------------------------------------------------
+# --- For tests and tools --------------------------------------------------------------
 
 cdef int receive_frames(
     StreamTable* t, const uint8_t* data, size_t size, int64_t now
@@ -548,10 +547,10 @@ cdef class Streams:
         release_owners(&self.memory)
         streammemory_free(&self.memory)
 
-    cdef Stream* find(self, uint64_t id) except NULL:
-        cdef Stream* s = table_find(&self.table, id)
+    cdef Stream* find(self, uint64_t sid) except NULL:
+        cdef Stream* s = table_find(&self.table, sid)
         if s is NULL:
-            raise KeyError(id)
+            raise KeyError(sid)
         return s
 
     @property
@@ -613,9 +612,9 @@ cdef class Streams:
         peer = {**peer, **fields}
         streams_set_peer_limits(&self.table, &peer)
 
-    def state(self, uint64_t id):
+    def state(self, uint64_t sid):
         """Return the states of both parts, None without a record."""
-        cdef Stream* s = table_find(&self.table, id)
+        cdef Stream* s = table_find(&self.table, sid)
         return None if s is NULL else (s.send_state, s.recv_state)
 
     def open(self, bint unidirectional=False, int64_t now=0):
@@ -624,17 +623,17 @@ cdef class Streams:
         cdef int status = streams_open(&self.table, unidirectional, now, &s)
         return s.id if status == OK else status
 
-    def send(self, uint64_t id, const uint8_t[::1] data not None=b"", bint fin=False):
+    def send(self, uint64_t sid, const uint8_t[::1] data not None=b"", bint fin=False):
         """Append a copy and return the status."""
         cdef size_t size = data.shape[0]
         return streams_send(
-            &self.table, self.find(id), &data[0] if size else NULL, size, fin
+            &self.table, self.find(sid), &data[0] if size else NULL, size, fin
         )
 
-    def refer(self, uint64_t id, bytes data not None, bint fin=False):
+    def refer(self, uint64_t sid, bytes data not None, bint fin=False):
         """Append a reference and return the status."""
         cdef int status = streams_refer(
-            &self.table, self.find(id), <const uint8_t*> <const char*> data, len(data),
+            &self.table, self.find(sid), <const uint8_t*> <const char*> data, len(data),
             <void*> data, fin,
         )
         if status == OK:
@@ -642,9 +641,9 @@ cdef class Streams:
         release_owners(&self.memory)
         return status
 
-    def read(self, uint64_t id, uint64_t size=2**62, int64_t now=0):
+    def read(self, uint64_t sid, uint64_t size=2**62, int64_t now=0):
         """Consume up to ``size`` bytes; also whether the end follows them."""
-        cdef Stream* s = self.find(id)
+        cdef Stream* s = self.find(sid)
         cdef const uint8_t* view = NULL
         cdef uint64_t part
         parts = []
@@ -657,29 +656,29 @@ cdef class Streams:
             size -= part
         return b"".join(parts), stream_is_at_end(s)
 
-    def resume(self, uint64_t id, int64_t now=0):
+    def resume(self, uint64_t sid, int64_t now=0):
         """Offer the sink what it left, and return the status."""
-        return streams_resume(&self.table, self.find(id), now)
+        return streams_resume(&self.table, self.find(sid), now)
 
-    def reset(self, uint64_t id, uint64_t code=0):
+    def reset(self, uint64_t sid, uint64_t code=0):
         """Reset the sending part."""
-        streams_reset(&self.table, self.find(id), code)
+        streams_reset(&self.table, self.find(sid), code)
 
-    def stop(self, uint64_t id, uint64_t code=0, int64_t now=0):
+    def stop(self, uint64_t sid, uint64_t code=0, int64_t now=0):
         """Stop the receiving part."""
-        streams_stop(&self.table, self.find(id), code, now)
+        streams_stop(&self.table, self.find(sid), code, now)
 
-    def release(self, uint64_t id, int64_t now=0):
+    def release(self, uint64_t sid, int64_t now=0):
         """Let go of the stream."""
-        streams_release(&self.table, self.find(id), now)
+        streams_release(&self.table, self.find(sid), now)
 
     def events(self):
         """Drain the events: kind, identifier (None without a stream) and code."""
         cdef StreamEvent event
         drained = []
         while streams_next_event(&self.table, &event):
-            id = None if event.stream is NULL else event.stream.id
-            drained.append((event.kind, id, event.code))
+            sid = None if event.stream is NULL else event.stream.id
+            drained.append((event.kind, sid, event.code))
         return drained
 
     def receive(self, const uint8_t[::1] payload not None, int64_t now=0):
@@ -715,15 +714,15 @@ cdef class Streams:
 
     def on_acked(self, record):
         """Take the acknowledgement of a record and return the status."""
-        kind, id, offset, length, fin = record
-        status = streams_on_frame_acked(&self.table, kind, id, offset, length, fin)
+        kind, sid, offset, length, fin = record
+        status = streams_on_frame_acked(&self.table, kind, sid, offset, length, fin)
         release_owners(&self.memory)
         return status
 
     def on_lost(self, record):
         """Take the loss of a record and return the status."""
-        kind, id, offset, length, fin = record
-        status = streams_on_frame_lost(&self.table, kind, id, offset, length, fin)
+        kind, sid, offset, length, fin = record
+        status = streams_on_frame_lost(&self.table, kind, sid, offset, length, fin)
         release_owners(&self.memory)
         return status
 

@@ -7,10 +7,9 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from lightning._core.quic.buffer cimport (
     FRAME_DATA_BLOCKED, FRAME_MAX_DATA, FRAME_MAX_STREAM_DATA, FRAME_MAX_STREAMS_BIDI,
-    FRAME_MAX_STREAMS_UNI, FRAME_RESET_STREAM, FRAME_STOP_SENDING, FRAME_STREAM,
-    FRAME_STREAM_DATA_BLOCKED, FRAME_STREAMS_BLOCKED_BIDI, FRAME_STREAMS_BLOCKED_UNI,
-    OK, STREAM_FIN, STREAM_LEN, STREAM_OFF, Writer, varint_size, writer_left,
-    writer_skip, writer_u8, writer_varint,
+    FRAME_RESET_STREAM, FRAME_STOP_SENDING, FRAME_STREAM, FRAME_STREAM_DATA_BLOCKED,
+    FRAME_STREAMS_BLOCKED_BIDI, OK, STREAM_FIN, STREAM_LEN, STREAM_OFF, Writer,
+    varint_size, writer_left, writer_skip, writer_u8, writer_varint,
 )
 from lightning._core.quic.flow cimport (
     credit_lost, limit_block, limit_left, limit_lost, window_lost,

@@ -256,7 +256,7 @@ cdef inline bint stream_is_local(const StreamTable* t, uint64_t id) noexcept nog
     return (id & STREAM_BY_SERVER) == (0 if t.config.is_client else STREAM_BY_SERVER)
 
 
-# --- Lists: intrusive, so that a stream leaves one from its middle in a few stores. -----
+# --- Lists: intrusive, so that a stream leaves one from its middle in a few stores. ---
 
 cdef inline void list_push(StreamTable* t, int which, Stream* s) noexcept nogil:
     """Append, unless it is in the list already."""

@@ -3,8 +3,7 @@
 Source: RFC 9000 sections 2.1, 3 and 4.6.
 """
 
-cimport cython
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 

@@ -1,7 +1,6 @@
 """Incoming data of one stream."""
 
 import random
-import time
 
 import pytest
 
@@ -308,19 +307,3 @@ def test_any_order_and_overlap_gives_the_bytes_once_in_order(seed):
     assert made.final_size == size
     assert made.is_received
     assert (made.buffered, made.blocks_in_use) == (0, 0)
-
-
-def test_cost_of_a_fragment_does_not_grow_with_the_gaps():
-    """Frames between 1,023 held ranges cost about what they cost between 10."""
-
-    def cost(count):
-        made = ReceiveQueue()
-        for n in range(count):
-            made.store(4 * n + 1, b"x")
-        begin = time.perf_counter()
-        for _ in range(20):
-            for n in range(0, count, max(1, count // 10)):
-                made.store(4 * n + 1, b"x")
-        return time.perf_counter() - begin
-
-    assert min(cost(1023) for _ in range(5)) < 20 * min(cost(10) for _ in range(5))

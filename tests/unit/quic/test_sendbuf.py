@@ -358,7 +358,7 @@ def test_every_byte_arrives_under_random_loss_and_order(seed):
     "order", ["ascending", "descending", "alternating", "shuffled"]
 )
 def test_cost_of_an_acknowledgement_does_not_grow_with_the_flight(order):
-    """Sixteen times the flight takes far less than 16 times 16 times as long."""
+    """64 times the flight takes far less than 64 times 64 times as long."""
 
     def cost(count):
         made = queue(bytes(100 * count))
@@ -369,14 +369,14 @@ def test_cost_of_an_acknowledgement_does_not_grow_with_the_flight(order):
             pieces = pieces[1::2] + pieces[::2][::-1]
         elif order == "shuffled":
             random.Random(1).shuffle(pieces)
-        begin = time.perf_counter()
+        begin = time.process_time()
         for offset, piece, _ in pieces:
             made.on_lost(offset, len(piece))
         drain(made, 100)
         for offset, piece, _ in pieces:
             made.on_acked(offset, len(piece))
         assert made.size == 0
-        return time.perf_counter() - begin
+        return time.process_time() - begin
 
-    small = min(cost(2_000) for _ in range(3))
-    assert cost(32_000) < 100 * small
+    small = min(cost(1_000) for _ in range(5))
+    assert cost(64_000) < 1000 * small

@@ -140,7 +140,7 @@ def test_agrees_with_a_set_of_numbers(seed):
 
 @pytest.mark.parametrize("order", ["ascending", "descending", "shuffled"])
 def test_cost_does_not_grow_with_the_count(order):
-    """Sixteen times as many spans take far less than 16 times 16 times as long."""
+    """64 times as many spans take far less than 64 times 64 times as long."""
 
     def cost(count):
         starts = list(range(0, 2 * count, 2))
@@ -149,12 +149,12 @@ def test_cost_does_not_grow_with_the_count(order):
         elif order == "shuffled":
             random.Random(1).shuffle(starts)
         made = SpanSet()
-        begin = time.perf_counter()
+        begin = time.process_time()
         for start in starts:
             made.add(start, start + 1)
         for start in starts:
             made.remove(start, start + 1)
-        return time.perf_counter() - begin
+        return time.process_time() - begin
 
-    small = min(cost(4_000) for _ in range(3))
-    assert cost(64_000) < 100 * small
+    small = min(cost(2_000) for _ in range(5))
+    assert cost(128_000) < 1000 * small

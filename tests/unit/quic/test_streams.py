@@ -51,12 +51,12 @@ class Sink:
     def __init__(self, **settings):
         self.given = []
         self.takes = 2**62
-        self.act = lambda id: None
+        self.act = lambda sid: None
         self.table = table(sink=self, **settings)
 
-    def __call__(self, id, data, fin):
-        self.given.append((id, data, fin))
-        self.act(id)
+    def __call__(self, sid, data, fin):
+        self.given.append((sid, data, fin))
+        self.act(sid)
         return min(self.takes, len(data))
 
     def take(self):
@@ -218,7 +218,7 @@ def test_a_paused_stream_may_be_read_instead():
 @pytest.mark.parametrize("verb", ["stop", "release"])
 def test_the_sink_may_give_up_its_stream(verb, fin):
     sink = Sink(max_data=100)
-    sink.act = lambda id: getattr(sink.table, verb)(id)
+    sink.act = getattr(sink.table, verb)
     assert sink.table.receive(stream_frame(0, 5, b"f")) == OK
     assert sink.table.receive(stream_frame(0, 0, b"abc" * 20, fin=fin)) == OK
     assert len(sink.take()) == 1
@@ -232,7 +232,7 @@ def test_the_sink_may_give_up_its_stream(verb, fin):
 def test_the_sink_may_end_its_stream_for_good():
     """Reading the last bytes, answering nothing, the stream is gone at its return."""
     sink = Sink()
-    sink.act = lambda id: sink.table.release(id)
+    sink.act = sink.table.release
     sink.table.receive(stream_frame(2, 0, b"abc", fin=True))
     assert sink.table.count == 0
     sink.table.receive(stream_frame(6, 1, b"bc", fin=True))
@@ -244,7 +244,7 @@ def test_the_sink_may_end_its_stream_for_good():
 
 def test_the_sink_may_answer():
     sink = Sink()
-    sink.act = lambda id: sink.table.send(id, b"answer", fin=True)
+    sink.act = lambda sid: sink.table.send(sid, b"answer", fin=True)
     sink.table.receive(stream_frame(0, 0, b"question", fin=True))
     assert write(sink.table)[0] == [(STREAM, 0, 0, b"answer", True)]
 
@@ -275,10 +275,10 @@ def test_a_byte_above_the_window_of_the_connection():
 def test_the_windows_follow_reading_and_not_arrival():
     """One byte at the top of the window, again and again, gains the peer nothing."""
     made = table(max_data=2000, max_stream_data_bidi_remote=1000)
-    for round in range(20):
+    for turn in range(20):
         status = made.receive(stream_frame(0, 999, b"x"))
         assert status == OK
-        assert made.receive(stream_frame(0, 1000 + round, b"x")) == FLOW_CONTROL
+        assert made.receive(stream_frame(0, 1000 + turn, b"x")) == FLOW_CONTROL
         assert not made.has_frames
     assert made.memory_in_use[0] == 1
     assert made.max_data == 2000
@@ -429,57 +429,57 @@ def test_a_reset_of_a_stream_that_was_stopped_is_not_told():
 @pytest.mark.parametrize("unsent", [b"", b"abc"])
 def test_stop_sending_is_answered_with_a_reset(unsent):
     made = table()
-    id = made.open()
-    made.send(id, unsent)
-    assert made.receive(frame(STOP_SENDING, id, 9)) == OK
-    assert made.events() == [(STOPPED, id, 9)]
-    assert write(made)[0] == [(RESET_STREAM, id, 9, 0)]
-    assert made.send(id, b"more") == CLOSED
-    assert made.receive(frame(STOP_SENDING, id, 8)) == OK
+    sid = made.open()
+    made.send(sid, unsent)
+    assert made.receive(frame(STOP_SENDING, sid, 9)) == OK
+    assert made.events() == [(STOPPED, sid, 9)]
+    assert write(made)[0] == [(RESET_STREAM, sid, 9, 0)]
+    assert made.send(sid, b"more") == CLOSED
+    assert made.receive(frame(STOP_SENDING, sid, 8)) == OK
     assert made.events() == []
     assert not made.has_frames
 
 
 def test_stop_sending_in_the_middle_of_a_message():
     made = table()
-    id = made.open()
-    made.send(id, bytes(5000), fin=True)
+    sid = made.open()
+    made.send(sid, bytes(5000), fin=True)
     made.write()
-    made.receive(frame(STOP_SENDING, id, 0))
-    assert made.events() == [(STOPPED, id, 0)]
-    assert write(made)[0] == [(RESET_STREAM, id, 0, 1200 - 4)]
+    made.receive(frame(STOP_SENDING, sid, 0))
+    assert made.events() == [(STOPPED, sid, 0)]
+    assert write(made)[0] == [(RESET_STREAM, sid, 0, 1200 - 4)]
     assert made.memory_in_use[0] == 0
 
 
 def test_stop_sending_when_all_is_under_way_is_no_event():
     """The peer stops nearly every stream after it has read what it wanted."""
     made = table()
-    id = made.open()
-    made.send(id, b"abc", fin=True)
+    sid = made.open()
+    made.send(sid, b"abc", fin=True)
     _, records = made.write()
     for _ in range(2):
-        assert made.receive(frame(STOP_SENDING, id, 0)) == OK
+        assert made.receive(frame(STOP_SENDING, sid, 0)) == OK
     assert made.events() == []
     assert not made.has_frames
     made.on_acked(records[0])
-    assert made.events() == [(ACKED, id, 0)]
-    assert made.receive(frame(STOP_SENDING, id, 0)) == OK
+    assert made.events() == [(ACKED, sid, 0)]
+    assert made.receive(frame(STOP_SENDING, sid, 0)) == OK
     assert not made.has_frames
-    assert made.state(id)[0] == DATA_RECVD
+    assert made.state(sid)[0] == DATA_RECVD
 
 
 @pytest.mark.parametrize("lost_first", [False, True])
 def test_lost_data_of_a_stopped_stream_is_not_sent_again(lost_first):
     made = table()
-    id = made.open()
-    made.send(id, b"abc", fin=True)
+    sid = made.open()
+    made.send(sid, b"abc", fin=True)
     (record,) = made.write()[1]
     if lost_first:
         made.on_lost(record)
-    made.receive(frame(STOP_SENDING, id, 9))
+    made.receive(frame(STOP_SENDING, sid, 9))
     if not lost_first:
         made.on_lost(record)
-    assert write(made)[0] == [(RESET_STREAM, id, 9, 3)]
+    assert write(made)[0] == [(RESET_STREAM, sid, 9, 3)]
     assert made.events() == []
 
 
@@ -488,32 +488,32 @@ def test_lost_data_of_a_stopped_stream_is_not_sent_again(lost_first):
 
 def test_reset_discards_what_was_not_sent():
     made = table()
-    id = made.open()
-    made.send(id, b"abc")
-    made.reset(id, 5)
+    sid = made.open()
+    made.send(sid, b"abc")
+    made.reset(sid, 5)
     assert made.send_buffered == 0
-    assert made.send(id, b"d") == CLOSED
-    assert write(made)[0] == [(RESET_STREAM, id, 5, 0)]
-    made.reset(id, 6)
+    assert made.send(sid, b"d") == CLOSED
+    assert write(made)[0] == [(RESET_STREAM, sid, 5, 0)]
+    made.reset(sid, 6)
     assert not made.has_frames
 
 
 def test_reset_when_all_is_sent_but_not_acknowledged():
     made = table()
-    id = made.open()
-    made.send(id, b"abc", fin=True)
+    sid = made.open()
+    made.send(sid, b"abc", fin=True)
     made.write()
-    made.reset(id, 5)
-    assert write(made)[0] == [(RESET_STREAM, id, 5, 3)]
+    made.reset(sid, 5)
+    assert write(made)[0] == [(RESET_STREAM, sid, 5, 3)]
 
 
 def test_reset_of_what_is_done_changes_nothing():
     made = table()
-    id = made.open()
-    made.send(id, b"abc", fin=True)
+    sid = made.open()
+    made.send(sid, b"abc", fin=True)
     settle(made)
-    made.reset(id)
-    assert made.state(id)[0] == DATA_RECVD
+    made.reset(sid)
+    assert made.state(sid)[0] == DATA_RECVD
     made.receive(stream_frame(2))
     made.reset(2)
     assert made.state(2)[0] == NONE
@@ -522,10 +522,10 @@ def test_reset_of_what_is_done_changes_nothing():
 
 def test_nothing_is_sent_after_the_end():
     made = table()
-    id = made.open()
-    made.send(id, b"", fin=True)
-    assert made.send(id, b"x") == CLOSED
-    assert made.send(id, b"", fin=True) == CLOSED
+    sid = made.open()
+    made.send(sid, b"", fin=True)
+    assert made.send(sid, b"x") == CLOSED
+    assert made.send(sid, b"", fin=True) == CLOSED
     made.receive(stream_frame(2))
     assert made.send(2, b"x") == CLOSED
 
@@ -582,10 +582,10 @@ def test_release_of_a_finished_stream_lets_it_finish():
 
 def test_release_of_an_unfinished_stream_resets_it():
     made = table()
-    id = made.open()
-    made.send(id, b"abc")
-    made.release(id)
-    assert write(made)[0] == [(RESET_STREAM, id, 0, 0)]
+    sid = made.open()
+    made.send(sid, b"abc")
+    made.release(sid)
+    assert write(made)[0] == [(RESET_STREAM, sid, 0, 0)]
 
 
 def test_release_is_silent_unless_the_peer_goes_on():
@@ -597,8 +597,7 @@ def test_release_is_silent_unless_the_peer_goes_on():
     made.receive(stream_frame(0, 0, b"abc"))
     assert not made.has_frames, "what came before is no new data"
     made.receive(stream_frame(0, 3, b"def"))
-    decoded, records = write(made)
-    assert decoded == [(STOP_SENDING, 0, 0)]
+    assert write(made)[0] == [(STOP_SENDING, 0, 0)]
     made.receive(stream_frame(0, 6, b"ghi"))
     assert not made.has_frames
     assert made.count == 1
@@ -630,12 +629,12 @@ def test_a_held_stream_stays_when_both_parts_are_done():
 
 def test_a_stream_reset_both_ways_is_freed():
     made = table()
-    id = made.open()
-    made.send(id, b"abc")
-    made.receive(frame(STOP_SENDING, id, 1))
-    made.receive(frame(RESET_STREAM, id, 1, 0))
-    assert made.events() == [(RESET, id, 1), (STOPPED, id, 1)]
-    made.release(id)
+    sid = made.open()
+    made.send(sid, b"abc")
+    made.receive(frame(STOP_SENDING, sid, 1))
+    made.receive(frame(RESET_STREAM, sid, 1, 0))
+    assert made.events() == [(RESET, sid, 1), (STOPPED, sid, 1)]
+    made.release(sid)
     settle(made)
     assert made.count == 0
     assert made.memory_in_use == (0, 0, 0)

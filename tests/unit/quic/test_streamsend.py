@@ -44,12 +44,12 @@ def table(limits=(), **settings):
 
 def opened(made, *parts, fin=False):
     """Open a stream with some data."""
-    id = made.open()
+    sid = made.open()
     for part in parts:
-        assert made.send(id, part) == OK
+        assert made.send(sid, part) == OK
     if fin:
-        assert made.send(id, b"", fin=True) == OK
-    return id
+        assert made.send(sid, b"", fin=True) == OK
+    return sid
 
 
 def write(made, room=1200):
@@ -75,26 +75,26 @@ def test_nothing_is_due_at_first():
 
 def test_a_stream_frame_and_its_record():
     made = table()
-    id = opened(made, b"abc")
+    sid = opened(made, b"abc")
     payload, records = made.write()
-    assert payload == bytes([STREAM | 2, id, 3]) + b"abc"
-    assert records == [(STREAM, id, 0, 3, False)]
-    made.send(id, b"de", fin=True)
+    assert payload == bytes([STREAM | 2, sid, 3]) + b"abc"
+    assert records == [(STREAM, sid, 0, 3, False)]
+    made.send(sid, b"de", fin=True)
     payload, records = made.write()
-    assert payload == bytes([STREAM | 7, id, 3, 2]) + b"de"
-    assert records == [(STREAM, id, 3, 2, True)]
+    assert payload == bytes([STREAM | 7, sid, 3, 2]) + b"de"
+    assert records == [(STREAM, sid, 3, 2, True)]
     assert not made.has_frames
 
 
 def test_a_packet_is_filled_to_its_last_byte():
     made = table()
-    id = opened(made, bytes(5000))
+    sid = opened(made, bytes(5000))
     for room in (1200, 200, 128, 77):
         payload, records = made.write(room)
         assert len(payload) == room
         assert len(records) == 1
     decoded, _ = write(made, 5000)
-    assert decoded[0][1:3] == (id, 1200 + 200 + 128 + 77 - 4 - 3 * 6)
+    assert decoded[0][1:3] == (sid, 1200 + 200 + 128 + 77 - 4 - 3 * 6)
 
 
 @pytest.mark.parametrize("room", range(75))
@@ -157,7 +157,7 @@ def test_connection_frames_respect_the_room_for_records():
     made.release(3)
     kinds = []
     for _ in range(5):
-        payload, records = made.write(1200, 1)
+        _, records = made.write(1200, 1)
         kinds += [r[0] for r in records]
     assert kinds == [STREAMS_BLOCKED_BIDI, MAX_STREAMS_UNI, STREAMS_BLOCKED_UNI]
 
@@ -169,7 +169,7 @@ def test_streams_take_turns():
     while made.has_frames:
         order += [f[1] for f in write(made)[0]]
     assert order[:6] == ids * 2
-    assert all(order.count(id) >= 3 for id in ids)
+    assert all(order.count(sid) >= 3 for sid in ids)
 
 
 def test_a_small_message_does_not_wait_for_a_large_one():
@@ -191,14 +191,14 @@ def test_several_small_messages_share_a_packet():
 
 def test_acknowledged_streams_are_done():
     made = table()
-    id = opened(made, b"abc", fin=True)
+    sid = opened(made, b"abc", fin=True)
     _, records = write(made)
-    assert made.state(id) == (DATA_SENT, 1)
+    assert made.state(sid) == (DATA_SENT, 1)
     assert made.send_buffered == 3
     settle(made.on_acked, records)
-    assert made.state(id) == (DATA_RECVD, 1)
+    assert made.state(sid) == (DATA_RECVD, 1)
     assert made.send_buffered == 0
-    assert made.events() == [(ACKED, id, 0)]
+    assert made.events() == [(ACKED, sid, 0)]
     settle(made.on_acked, records)
     settle(made.on_lost, records)
     assert made.events() == []
@@ -207,15 +207,15 @@ def test_acknowledged_streams_are_done():
 
 def test_a_fin_is_waited_for():
     made = table()
-    id = opened(made, b"abc")
+    sid = opened(made, b"abc")
     _, first = write(made)
-    made.send(id, b"", fin=True)
+    made.send(sid, b"", fin=True)
     decoded, second = write(made)
-    assert decoded == [(STREAM, id, 3, b"", True)]
+    assert decoded == [(STREAM, sid, 3, b"", True)]
     settle(made.on_acked, first)
-    assert made.state(id)[0] == DATA_SENT
+    assert made.state(sid)[0] == DATA_SENT
     settle(made.on_acked, second)
-    assert made.state(id)[0] == DATA_RECVD
+    assert made.state(sid)[0] == DATA_RECVD
 
 
 def test_lost_data_goes_before_the_data_of_other_streams():
@@ -244,53 +244,53 @@ def test_lost_data_passes_the_limits_that_hold_back_new_data():
 
 def test_data_of_a_stream_that_is_gone_is_not_sent_again():
     made = table()
-    id = opened(made, b"abc", fin=True)
-    made.receive(stream_frame(id, 0, b"", fin=True))
+    sid = opened(made, b"abc", fin=True)
+    made.receive(stream_frame(sid, 0, b"", fin=True))
     _, records = write(made)
-    made.release(id)
+    made.release(sid)
     settle(made.on_acked, records)
     assert made.count == 0
     settle(made.on_lost, records)
     settle(made.on_acked, records)
-    settle(made.on_lost, [(STOP_SENDING, id, 0, 0, False)])
+    settle(made.on_lost, [(STOP_SENDING, sid, 0, 0, False)])
     assert not made.has_frames
 
 
 def test_the_peers_limit_on_a_stream():
     made = table({"max_stream_data_bidi_remote": 5})
-    id = opened(made, b"abcdefgh", fin=True)
+    sid = opened(made, b"abcdefgh", fin=True)
     decoded, records = write(made)
     assert decoded == [
-        (STREAM, id, 0, b"abcde", False),
-        (STREAM_DATA_BLOCKED, id, 5),
+        (STREAM, sid, 0, b"abcde", False),
+        (STREAM_DATA_BLOCKED, sid, 5),
     ]
     assert not made.has_frames
     settle(made.on_lost, records[1:])
-    assert write(made)[0] == [(STREAM_DATA_BLOCKED, id, 5)]
-    assert made.receive(frame(MAX_STREAM_DATA, id, 5)) == OK
-    assert made.receive(frame(MAX_STREAM_DATA, id, 3)) == OK
+    assert write(made)[0] == [(STREAM_DATA_BLOCKED, sid, 5)]
+    assert made.receive(frame(MAX_STREAM_DATA, sid, 5)) == OK
+    assert made.receive(frame(MAX_STREAM_DATA, sid, 3)) == OK
     assert not made.has_frames
-    assert made.receive(frame(MAX_STREAM_DATA, id, 7)) == OK
+    assert made.receive(frame(MAX_STREAM_DATA, sid, 7)) == OK
     settle(made.on_lost, records[1:])
     assert write(made)[0] == [
-        (STREAM, id, 5, b"fg", False),
-        (STREAM_DATA_BLOCKED, id, 7),
+        (STREAM, sid, 5, b"fg", False),
+        (STREAM_DATA_BLOCKED, sid, 7),
     ]
-    made.receive(frame(MAX_STREAM_DATA, id, 100))
-    assert write(made)[0] == [(STREAM, id, 7, b"h", True)]
+    made.receive(frame(MAX_STREAM_DATA, sid, 100))
+    assert write(made)[0] == [(STREAM, sid, 7, b"h", True)]
 
 
 def test_a_block_that_is_over_is_not_told():
     made = table({"max_stream_data_bidi_remote": 5, "max_data": 5})
-    id = opened(made, b"abcdefgh")
-    payload, records = made.write(1 + 1 + 1 + 5)
+    sid = opened(made, b"abcdefgh")
+    _, records = made.write(1 + 1 + 1 + 5)
     assert len(records) == 1
     assert made.write(0) == (b"", [])
-    made.receive(frame(MAX_STREAM_DATA, id, 6))
+    made.receive(frame(MAX_STREAM_DATA, sid, 6))
     made.receive(frame(MAX_DATA, 100))
     assert write(made)[0] == [
-        (STREAM, id, 5, b"f", False),
-        (STREAM_DATA_BLOCKED, id, 6),
+        (STREAM, sid, 5, b"f", False),
+        (STREAM_DATA_BLOCKED, sid, 6),
     ]
 
 
@@ -363,10 +363,10 @@ def test_credit_frames_are_told_again_with_the_value_of_that_moment():
 
 def test_stream_credit_frames_are_told_again():
     made = table(max_streams_bidi=2)
-    for id in (1, 5):
-        made.receive(stream_frame(id, 0, b"", fin=True))
-        made.send(id, b"", fin=True)
-        made.release(id)
+    for sid in (1, 5):
+        made.receive(stream_frame(sid, 0, b"", fin=True))
+        made.send(sid, b"", fin=True)
+        made.release(sid)
     settle(made.on_acked, [r for r in write(made)[1] if r[1] == 1])
     decoded, records = write(made)
     assert decoded == [(MAX_STREAMS_BIDI, 3)]
@@ -399,21 +399,21 @@ def test_a_lost_stream_credit_frame_is_told_again_while_data_is_due():
 
 def test_reset_is_told_until_it_is_acknowledged():
     made = table()
-    id = opened(made, bytes(3000))
+    sid = opened(made, bytes(3000))
     _, data = write(made)
-    made.reset(id, 77)
+    made.reset(sid, 77)
     assert made.send_buffered == 0
     decoded, records = write(made)
-    assert decoded == [(RESET_STREAM, id, 77, data[0][3])]
+    assert decoded == [(RESET_STREAM, sid, 77, data[0][3])]
     assert not made.has_frames
     settle(made.on_lost, data)
     assert not made.has_frames, "its data is not sent again"
     settle(made.on_acked, data)
-    assert made.state(id)[0] == RESET_SENT
+    assert made.state(sid)[0] == RESET_SENT
     settle(made.on_lost, records)
     assert write(made)[0] == decoded
     settle(made.on_acked, records)
-    assert made.state(id)[0] == RESET_RECVD
+    assert made.state(sid)[0] == RESET_RECVD
     settle(made.on_acked, records)
     settle(made.on_lost, records)
     assert not made.has_frames
@@ -421,23 +421,23 @@ def test_reset_is_told_until_it_is_acknowledged():
 
 def test_reset_of_a_stream_that_was_blocked():
     made = table({"max_data": 5})
-    id = opened(made, bytes(10))
+    sid = opened(made, bytes(10))
     write(made)
-    made.reset(id, 1)
-    assert write(made)[0] == [(RESET_STREAM, id, 1, 5)]
+    made.reset(sid, 1)
+    assert write(made)[0] == [(RESET_STREAM, sid, 1, 5)]
     made.receive(frame(MAX_DATA, 100))
     assert not made.has_frames
 
 
 def test_stop_sending_is_told_until_the_peer_ends():
     made = table()
-    id = opened(made)
-    made.stop(id, 5)
+    sid = opened(made)
+    made.stop(sid, 5)
     decoded, records = write(made)
-    assert decoded == [(STOP_SENDING, id, 5)]
+    assert decoded == [(STOP_SENDING, sid, 5)]
     settle(made.on_lost, records)
     assert write(made)[0] == decoded
-    made.receive(frame(RESET_STREAM, id, 5, 0))
+    made.receive(frame(RESET_STREAM, sid, 5, 0))
     settle(made.on_lost, records)
     assert write(made)[0] == []
     assert not made.has_frames
@@ -445,11 +445,11 @@ def test_stop_sending_is_told_until_the_peer_ends():
 
 def test_a_stream_that_holds_too_much_is_refused_and_told_when_there_is_room():
     made = table(max_stream_buffered=1000)
-    id = opened(made, bytes(999))
-    assert made.send(id, bytes(5000)) == OK, "what goes over is one write"
-    assert made.send(id, b"x") == FULL
-    assert made.refer(id, b"x") == FULL
-    assert made.send(id, b"") == OK
+    sid = opened(made, bytes(999))
+    assert made.send(sid, bytes(5000)) == OK, "what goes over is one write"
+    assert made.send(sid, b"x") == FULL
+    assert made.refer(sid, b"x") == FULL
+    assert made.send(sid, b"") == OK
     records = []
     while made.has_frames:
         records += write(made)[1]
@@ -460,16 +460,16 @@ def test_a_stream_that_holds_too_much_is_refused_and_told_when_there_is_room():
         kinds = [event[0] for event in made.events()]
     assert kinds == [WRITABLE]
     assert before > 500 >= made.send_buffered
-    assert made.send(id, b"x") == OK
+    assert made.send(sid, b"x") == OK
 
 
 def test_a_stream_that_finishes_while_it_is_refused_is_not_told():
     made = table(max_stream_buffered=10)
-    id = opened(made, bytes(10))
-    assert made.send(id, b"x") == FULL
-    assert made.send(id, b"", fin=True) == OK
+    sid = opened(made, bytes(10))
+    assert made.send(sid, b"x") == FULL
+    assert made.send(sid, b"", fin=True) == OK
     settle(made.on_acked, write(made)[1])
-    assert made.events() == [(ACKED, id, 0)]
+    assert made.events() == [(ACKED, sid, 0)]
 
 
 def test_a_full_connection_refuses_all_but_streams_that_hold_nothing():
@@ -504,10 +504,10 @@ def test_a_reset_makes_room_for_the_others():
 def test_referenced_bodies_are_written_and_given_back():
     made = table()
     body = bytes(range(256)) * 100
-    id = made.open()
-    assert made.send(id, b"head") == OK
-    assert made.refer(id, body, fin=True) == OK
-    assert made.refer(id, b"late") == CLOSED
+    sid = made.open()
+    assert made.send(sid, b"head") == OK
+    assert made.refer(sid, body, fin=True) == OK
+    assert made.refer(sid, b"late") == CLOSED
     assert made.memory_in_use[2] == 1
     got, records = b"", []
     while made.has_frames:
@@ -517,14 +517,14 @@ def test_referenced_bodies_are_written_and_given_back():
     assert got == b"head" + body
     settle(made.on_acked, records)
     assert made.memory_in_use[2] == 0
-    assert made.state(id)[0] == DATA_RECVD
+    assert made.state(sid)[0] == DATA_RECVD
 
 
 def test_data_called_lost_to_probe_may_be_acknowledged_all_the_same():
     made = table()
-    id = opened(made, b"abc", fin=True)
+    sid = opened(made, b"abc", fin=True)
     _, records = write(made)
     settle(made.on_lost, records)
     settle(made.on_acked, records)
-    assert made.state(id)[0] == DATA_RECVD
+    assert made.state(sid)[0] == DATA_RECVD
     assert not made.has_frames

@@ -36,27 +36,27 @@ def table(is_client=False, **settings):
     return made
 
 
-def about(kind, id):
+def about(kind, sid):
     """A frame of the kind that does no harm to a stream that exists."""
     if kind == "stream":
-        return stream_frame(id, 0, b"x")
+        return stream_frame(sid, 0, b"x")
     if kind == RESET_STREAM:
-        return frame(kind, id, 0, 0)
-    return frame(kind, id, 10)
+        return frame(kind, sid, 0, 0)
+    return frame(kind, sid, 10)
 
 
-def close(made, id):
+def close(made, sid):
     """Bring a peer's stream to its end on both sides."""
-    if made.state(id) is None or made.state(id)[1] == 1:
-        assert made.receive(stream_frame(id, 0, b"", fin=True)) == OK
+    if made.state(sid) is None or made.state(sid)[1] == 1:
+        assert made.receive(stream_frame(sid, 0, b"", fin=True)) == OK
     made.events()
-    if not id & 2:
-        made.send(id, b"", fin=True)
-    made.release(id)
+    if not sid & 2:
+        made.send(sid, b"", fin=True)
+    made.release(sid)
     _, records = made.write()
     for record in records:
         made.on_acked(record)
-    assert made.state(id) is None
+    assert made.state(sid) is None
     return records
 
 
@@ -117,11 +117,11 @@ def test_no_frame_on_a_stream_of_ours_that_we_did_not_open(kind):
 
 
 @pytest.mark.parametrize("kind", FRAMES_ABOUT_RECEIVING + FRAMES_ABOUT_SENDING)
-@pytest.mark.parametrize("id", [8 * 4, 12 * 4, 2**62 - 4])
-def test_no_frame_on_a_stream_above_the_limit(kind, id):
+@pytest.mark.parametrize("sid", [8 * 4, 12 * 4, 2**62 - 4])
+def test_no_frame_on_a_stream_above_the_limit(kind, sid):
     made = table()
     assert made.receive(about(kind, 7 * 4)) == OK
-    assert made.receive(about(kind, id)) == STREAM_LIMIT
+    assert made.receive(about(kind, sid)) == STREAM_LIMIT
     assert made.count == 1
 
 
@@ -164,13 +164,13 @@ def test_a_closed_stream_that_had_been_skipped_stays_closed():
 
 def test_a_stream_of_ours_that_is_closed_is_ignored():
     made = table(is_client=True)
-    id = made.open()
-    made.send(id, b"", fin=True)
-    made.receive(stream_frame(id, 0, b"", fin=True))
-    made.release(id)
+    sid = made.open()
+    made.send(sid, b"", fin=True)
+    made.receive(stream_frame(sid, 0, b"", fin=True))
+    made.release(sid)
     made.on_acked(made.write()[1][0])
     assert made.count == 0
-    assert made.receive(stream_frame(id, 0, b"late")) == OK
+    assert made.receive(stream_frame(sid, 0, b"late")) == OK
     assert made.count == 0
 
 
@@ -255,16 +255,16 @@ def test_each_kind_of_stream_has_its_own_windows():
     }
     made = table(is_client=True, **settings)
     ours, ours_uni = made.open(), made.open(True)
-    for id, size in ((ours, 10), (1, 20), (3, 30)):
-        assert made.receive(stream_frame(id, size, b"")) == OK
-        assert made.receive(stream_frame(id, size + 1, b"")) == 3
-    for id in (ours, 1, ours_uni):
-        assert made.send(id, bytes(5000)) == OK
+    for sid, size in ((ours, 10), (1, 20), (3, 30)):
+        assert made.receive(stream_frame(sid, size, b"")) == OK
+        assert made.receive(stream_frame(sid, size + 1, b"")) == 3
+    for sid in (ours, 1, ours_uni):
+        assert made.send(sid, bytes(5000)) == OK
     sent = {}
     while made.has_frames:
-        for kind, id, _, size, _ in made.write()[1]:
+        for kind, sid, _, size, _ in made.write()[1]:
             if kind == 8:
-                sent[id] = sent.get(id, 0) + size
+                sent[sid] = sent.get(sid, 0) + size
     assert sent == {ours: 2000, 1: 1000, ours_uni: 3000}
 
 
