@@ -148,6 +148,8 @@ class Traffic:
         self._next = None
         still = []
         for transfer in self._waiting:
+            if transfer.over:
+                continue  # The reader stopped it.
             end = getattr(pair, transfer.sender)
             # A server may not have seen the end of the handshake yet.
             if end.connected and transfer.due <= pair.now:
