@@ -415,6 +415,8 @@ class LightningServer:
 
 def _unsigned(name: str, value: Any) -> int:
     """Check an argument as the peer's Python package does: whole, not negative."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
     number = operator.index(value)
     if number < 0:
         raise OverflowError(f"{name} must not be negative")
