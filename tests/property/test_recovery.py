@@ -220,7 +220,7 @@ class Pair:
         assert missing <= set(kept)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.booleans(), HISTORIES)
 def test_equals_the_model(is_client, operations):
     """Windows, RTTs, timers, tracked packets and records agree after each step."""
@@ -230,7 +230,7 @@ def test_equals_the_model(is_client, operations):
     pair.finish()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(HISTORIES)
 def test_equals_the_model_once_confirmed(operations):
     """The same on an established connection, where only one space is left."""
@@ -242,7 +242,7 @@ def test_equals_the_model_once_confirmed(operations):
     pair.finish()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([5_000, 60_000]))
 def test_equals_the_model_on_a_lossy_path(seed, rtt):
     """A sender that fills its window grows, is cut and collapses as the model does."""

@@ -50,8 +50,7 @@ cdef int64_t pacing_delay(Pacer* p, uint32_t size, int64_t now) noexcept nogil:
     """Refill the bucket, and find when it holds ``size``: ``now`` or later."""
     cdef double wanted = min(<double> size, p.capacity)
     _refill(p, now)
-    # The byte forgives what rounding lost since this answer was last computed.
-    if p.tokens + 1.0 >= wanted:
+    if p.tokens >= wanted:
         return now
     wanted = max(wanted, min(p.capacity, p.tokens + p.rate * PACING_PAUSE))
     return now + 1 + <int64_t> ((wanted - p.tokens) / p.rate)

@@ -31,9 +31,13 @@ cdef enum RecoveryLimits:
     RECOVERY_PACKET_THRESHOLD = 3  # RFC 9002 6.1.1
     RECOVERY_PERSISTENT_THRESHOLD = 3  # RFC 9002 7.6.1
     RECOVERY_MAX_BACKOFF = 20  # doublings of the PTO; idle timeouts come far earlier
-    # Packet numbers between the oldest tracked packet and the newest, in each space:
-    # 2.6 MB at most. The oldest is given up as lost, without a congestion event.
-    RECOVERY_MAX_TRACKED = 65536
+    # Packet numbers from the oldest tracked packet to the newest, in each space: 655 kB
+    # at most, for 20 MB in flight. Beyond, the oldest packet is given up as lost,
+    # without a congestion event.
+    RECOVERY_MAX_TRACKED = 16384
+    # Tracked packets that are not ack-eliciting, in each space. A peer that keeps us
+    # acknowledging need not answer; further packets are given up as they are sent.
+    RECOVERY_MAX_SILENT = 512
     # Lost packets that are remembered to tell spurious losses, in each space.
     RECOVERY_MAX_REMEMBERED = 256
     RECOVERY_SKIPS = 4  # deliberately skipped packet numbers that are remembered

@@ -129,21 +129,27 @@ cdef int recovery_on_packet_sent(
     while p is not NULL and pn - p.pn >= <uint64_t> RECOVERY_MAX_TRACKED:
         _lose(r, sp, p, now)
         p = sent_oldest(&sp.sent)
-    if flags & PACKET_ACK_ELICITING:
-        flags |= PACKET_IN_FLIGHT
-    p = sent_append(&sp.sent, pn, flags)
-    if p is NULL:
-        recovery_drop_pending(r)
-        return OUT_OF_MEMORY
-    p.time_sent = now
-    p.size = size
-    p.frames = frame
-    r.pending = NULL
     if frame is not NULL and space != INITIAL:
         frame = frame.next
         while frame.space != space:
             frame.space = <uint8_t> space
             frame = frame.next
+    if flags & PACKET_ACK_ELICITING:
+        flags |= PACKET_IN_FLIGHT
+    if (
+        flags & PACKET_IN_FLIGHT
+        or sp.sent.tracked - sp.sent.ack_eliciting < <uint32_t> RECOVERY_MAX_SILENT
+    ):
+        p = sent_append(&sp.sent, pn, flags)
+        if p is NULL:
+            recovery_drop_pending(r)
+            return OUT_OF_MEMORY
+        p.time_sent = now
+        p.size = size
+        p.frames = r.pending
+    else:
+        record_join(&r.lost, r.pending)
+    r.pending = NULL
     r.stats.packets_sent += 1
     if flags & PACKET_ACK_ELICITING:
         sp.last_ack_eliciting = now

@@ -69,6 +69,13 @@ def test_halving_ends_within_a_step(carries):
         assert sizes.count(size) == (3 if size > carries else 1)
 
 
+@pytest.mark.parametrize(
+    ("maximum", "sizes"), [(1220, [1220] * 3), (1221, [1221] * 3 + [1210])]
+)
+def test_less_than_a_step_is_not_searched_for(maximum, sizes):
+    assert run(enabled(maximum), 1219) == sizes
+
+
 def test_a_large_maximum_takes_few_probes():
     search = enabled(65527)
     sizes = run(search, 8972)

@@ -128,9 +128,9 @@ def test_more_than_a_bucket_leaves_from_a_full_one():
 def test_a_change_of_the_window_keeps_what_was_earned():
     pacer = bucket()
     drain(pacer, 0)
-    pacer.update(240_000, 100 * MS, SIZE, 8 * MS)  # 12,000 bytes at the old rate.
+    pacer.update(240_000, 100 * MS, SIZE, 4 * MS)  # 6,000 bytes at the old rate.
     assert pacer.rate == pytest.approx(3.0)
-    assert drain(pacer, 8 * MS)[0] == 10
+    assert drain(pacer, 4 * MS)[0] == 5
 
 
 def test_a_smaller_bucket_holds_less():

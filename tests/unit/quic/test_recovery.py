@@ -364,15 +364,31 @@ def test_the_span_of_packet_numbers_is_bounded():
     """The oldest packet is given up, without a congestion event."""
     r = connected(initial_window=1 << 30)
     first = send(r, 1, 0)
-    for _ in range(65_535):
+    for _ in range(16_383):
         r.send(APPLICATION, 40, 0)
     assert r.drain() == ([], [])
     r.send(APPLICATION, 40, 0)
     assert r.drain() == ([], [record(first)])
     state = r.state()
-    assert state["tracked"][APPLICATION] == state["capacity"][APPLICATION] == 65_536
-    assert state["bytes_in_flight"] == 40 * 65_536
+    assert state["tracked"][APPLICATION] == state["capacity"][APPLICATION] == 16_384
+    assert state["bytes_in_flight"] == 40 * 16_384
     assert (state["packets_lost"], state["congestion_events"]) == (1, 0)
+
+
+def test_a_peer_that_never_answers_does_not_pin_memory():
+    """It may ping us for ever; our acknowledgements are followed up to a number."""
+    r = connected()
+    first = send(r, 1, 0)
+    send(r, 5000, 0, ack_eliciting=False, in_flight=False)
+    state = r.state()
+    assert state["tracked"][APPLICATION] == 513
+    assert state["capacity"][APPLICATION] == 1024
+    assert numbers(r.drain()[1]) == list(range(first + 513, first + 5001))
+    assert r.state()["records"] == 513
+    pn = send(r, 1, 0)
+    assert r.ack(APPLICATION, [(first + 10, pn + 1)], RTT) == 0
+    assert numbers(r.drain()[0]) == [*range(first + 10, first + 513), pn]
+    assert r.state()["tracked"][APPLICATION] == 0
 
 
 # Congestion
@@ -401,6 +417,16 @@ def test_a_loss_halves_the_window_once_a_round_trip():
     first = send(r, 5, 2 * RTT)
     r.ack(APPLICATION, [(first + 3, first + 4)], 3 * RTT)
     assert r.state()["congestion_events"] == 2
+
+
+def test_an_acknowledgement_that_reports_a_loss_grows_nothing():
+    r = connected()
+    first = send(r, 10, 0)
+    r.ack(APPLICATION, [(first + 1, first + 10)], RTT)
+    assert r.state()["cwnd"] == 6000
+    first = send(r, 5, 2 * RTT)
+    r.ack(APPLICATION, [(first, first + 4)], 3 * RTT)
+    assert r.state()["cwnd"] == 6000, "nothing was kept of the growth either"
 
 
 def test_the_loss_of_a_padded_packet_counts_and_that_of_acknowledgements_does_not():
@@ -914,7 +940,7 @@ def test_a_probe_is_not_repeated_by_the_timer():
 def test_a_probe_that_is_given_up_lets_the_search_go_on():
     r = probed(initial_window=1 << 30)
     r.send(APPLICATION, r.next_mtu_probe(0), 0, mtu_probe=True)
-    for _ in range(65_536):
+    for _ in range(16_384):
         r.send(APPLICATION, 40, 0)
     assert r.next_mtu_probe(0) == 1452
 
