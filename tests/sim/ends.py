@@ -1,4 +1,4 @@
-"""The ends that the simulator can run: aioquic's and ours, as client and as server."""
+"""aioquic as the simulator's ends, client and server; `ours.py` has our engine's."""
 
 import datetime
 import os
