@@ -6,8 +6,8 @@ from libc.string cimport memset
 
 from lightning._core.quic.buffer cimport (
     APPLICATION, E_APPLICATION, E_INTERNAL, FRAME_CONNECTION_CLOSE,
-    FRAME_CONNECTION_CLOSE_APP, FRAME_HANDSHAKE_DONE, FRAME_PATH_CHALLENGE,
-    FRAME_PATH_RESPONSE, FRAME_PING, FRAME_RETIRE_CONNECTION_ID, HANDSHAKE, INITIAL,
+    FRAME_CONNECTION_CLOSE_APP, FRAME_HANDSHAKE_DONE, FRAME_PADDING,
+    FRAME_PATH_CHALLENGE, FRAME_PATH_RESPONSE, FRAME_PING, FRAME_RETIRE_CONNECTION_ID, HANDSHAKE, INITIAL,
     OK, OUT_OF_MEMORY, SPACE_COUNT, Writer, writer_init, writer_left, writer_size,
     writer_skip
 )
@@ -41,7 +41,9 @@ from lightning._core.quic.recovery cimport (
     recovery_next_pn, recovery_next_send_time, recovery_on_packet_sent, recovery_room
 )
 from lightning._core.quic.secrets cimport TOKEN_MAX, random_bytes, token_make_new
-from lightning._core.quic.sendbuf cimport sendbuf_peek, sendbuf_take
+from lightning._core.quic.sendbuf cimport (
+    sendbuf_on_lost, sendbuf_peek, sendbuf_take
+)
 from lightning._core.quic.sent cimport (
     PACKET_ACK_ELICITING, PACKET_ECT0, PACKET_IN_FLIGHT, PACKET_MTU_PROBE, SENT_ACK,
     SENT_CRYPTO, SENT_HANDSHAKE_DONE, SENT_NEW_CONNECTION_ID, SENT_NEW_TOKEN,
@@ -199,6 +201,12 @@ cdef void rollback(Conn* c, Datagram* d) noexcept nogil:
 cdef void commit(Conn* c, Datagram* d) noexcept nogil:
     """Keep the packet; recovery is told of it when its size is known."""
     cdef Draft* draft = &d.drafts[d.count]
+    # Header protection samples 16 bytes, the tag is 16 (RFC 9001 5.4.2); `begin` has
+    # seen that there is room.
+    while draft.build.pn_size + <size_t> (d.w.pos - draft.payload) < SEAL_MIN:
+        d.w.pos[0] = FRAME_PADDING
+        d.w.pos += 1
+        draft.flags |= PACKET_IN_FLIGHT
     draft.end = d.w.pos
     draft.records = c.recovery.pending
     c.recovery.pending = NULL
@@ -218,6 +226,10 @@ cdef void write_packet(Conn* c, Datagram* d, int space, int64_t now) noexcept no
     cdef bint acked
     cdef uint8_t* start
     cdef int status
+    if space != APPLICATION and not c.recovery.spaces[space].sent.ack_eliciting:
+        # Packets that cannot be acknowledged before the handshake is complete must not
+        # fill the window for what completes it.
+        data = True
     if not ack_due and not (data and wants(c, space, probe)):
         return
     if not begin(c, d, space, &c.paths[c.path]):
@@ -345,6 +357,15 @@ cdef bint write_crypto(Conn* c, Datagram* d, int space) noexcept nogil:
     cdef uint64_t size = 0
     cdef size_t piece
     cdef uint8_t* target = NULL
+    if c.recovery.spaces[space].probes and not sendbuf_peek(
+        &c.crypto_out[space], <uint64_t> -1, &offset, &size
+    ):
+        # Rather than a PING: a peer without state takes nothing else.
+        if sendbuf_on_lost(
+            &c.crypto_out[space], c.crypto_out[space].base,
+            c.crypto_out[space].sent - c.crypto_out[space].base, False
+        ) != OK:
+            return False
     while sendbuf_peek(&c.crypto_out[space], <uint64_t> -1, &offset, &size):
         piece = crypto_frame_fit(writer_left(&d.w), offset, size)
         if piece == 0 or frame_begin_crypto(&d.w, offset, piece, &target) != OK:
@@ -431,10 +452,6 @@ cdef size_t finish(Conn* c, Datagram* d, Path* p, int64_t now) noexcept nogil:
         # An amplification limit below 1200 leaves it smaller; the peer drops it, and
         # the timer sends it again when there is room.
         missing = min(<size_t> INITIAL_DATAGRAM_MIN - size, writer_left(&d.w))
-    # Header protection samples 16 bytes, the tag is 16 (RFC 9001 5.4.2).
-    i = SEAL_MIN - <int> (last.build.pn_size + <size_t> (last.end - last.payload))
-    if i > 0 and missing < <size_t> i:
-        missing = i
     if missing:
         memset(last.end, 0, missing)
         last.end += missing
