@@ -16,8 +16,10 @@ def until(condition: Callable[[], object], timeout: float = 10) -> None:
 
 
 async def until_async(condition: Callable[[], object], timeout: float = 10) -> None:
-    """Do as `until`, on an event loop."""
+    """Do as `until`, on an event loop, and at first in every turn of it."""
     deadline = time.monotonic() + timeout
+    turns = 0
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true in time"
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0 if turns < 100 else 0.005)
+        turns += 1

@@ -119,7 +119,7 @@ async def test_a_request_without_a_login(start_server, streams):
 
 @pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x93\x01\x02\x03"])
 async def test_a_login_that_does_not_decode(raw, payload):
-    client, server = raw
+    client, _ = raw
     data = (await client.ask(frame(1, payload))).data
     answer = HandshakeResponse.from_payload(data[5:])
     assert not answer.accepted
@@ -211,7 +211,7 @@ async def test_bytes_after_the_message_in_its_frame_are_ignored(raw):
 
 
 async def test_a_request_that_is_reset(raw):
-    client, server = raw
+    client, _ = raw
     stream = client.start(packet()[:-1], fin=False)
     client.reset(stream.id, 7)
     await stream.end()
@@ -385,12 +385,13 @@ async def test_a_connection_that_is_closed_under_a_request(streamed, make_client
         client = make_client()
         await client.initialize_connections([server.axon])
         request = {"synapse_type": "echo"}
+        if streamed:
+            stream = await client.query_axon_stream(server.axon, request)
+            answering = stream.next_chunk()
+        else:
+            answering = client.query_axon(server.axon, request, 10)
         with pytest.raises(ConnectionClosed, match="connection lost") as caught:
-            if streamed:
-                stream = await client.query_axon_stream(server.axon, request)
-                await stream.next_chunk()
-            else:
-                await client.query_axon(server.axon, request, 10)
+            await answering
         error = caught.value
         assert (error.initiator, error.code, error.reason) == ("remote", 3, "so long")
         # The next request dials again.
