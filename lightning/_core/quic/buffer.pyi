@@ -2,8 +2,6 @@ from typing import Literal, TypeAlias
 
 from typing_extensions import Buffer
 
-__all__ = ["read", "size_varint", "write"]
-
 _Kind: TypeAlias = Literal["u8", "u16", "u32", "u64", "varint", "bytes", "skip"]
 
 def read(

@@ -1,7 +1,5 @@
 from typing import final
 
-__all__ = ["LocalCidSet", "RemoteCidSet"]
-
 @final
 class LocalCidSet:
     def __init__(self, first: bytes, token: bytes) -> None: ...

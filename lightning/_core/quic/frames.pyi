@@ -2,16 +2,6 @@ from typing import Any
 
 from typing_extensions import Buffer
 
-__all__ = [
-    "bench_parse",
-    "crypto_fit",
-    "kind",
-    "parse",
-    "scale_ack_delay",
-    "stream_fit",
-    "write",
-]
-
 def parse(
     payload: Buffer, packet_type: int = 5, by_client: bool = True
 ) -> tuple[int, list[dict[str, Any]], int]: ...

@@ -2,20 +2,6 @@ from typing import TypedDict
 
 from typing_extensions import Buffer
 
-__all__ = [
-    "bench_parse",
-    "build",
-    "build_retry",
-    "build_stateless_reset",
-    "build_version_negotiation",
-    "decode_number",
-    "header_size",
-    "number_size",
-    "parse",
-    "reserved_bits",
-    "space",
-]
-
 class _Header(TypedDict):
     type: int
     version: int

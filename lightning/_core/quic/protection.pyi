@@ -1,18 +1,5 @@
 from typing import final
 
-__all__ = [
-    "PacketProtection",
-    "bench_initial",
-    "bench_open",
-    "bench_seal",
-    "hkdf_expand_label",
-    "initial",
-    "is_equal",
-    "is_retry_valid",
-    "reset_token",
-    "retry_integrity_tag",
-]
-
 @final
 class PacketProtection:
     def __init__(self, suite: int, secret: bytes, sealing: bool) -> None: ...

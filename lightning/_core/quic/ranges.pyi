@@ -1,7 +1,5 @@
 from typing import final
 
-__all__ = ["RangeSet", "bench_append"]
-
 @final
 class RangeSet:
     def __init__(self, limit: int = 1024, drop_lowest: bool = False) -> None: ...
