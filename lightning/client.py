@@ -8,6 +8,7 @@ import logging
 import secrets
 import socket
 import time
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -107,6 +108,8 @@ class AsyncLightning:
         # logins by address and hotkey.
         self._attempts: dict[Hashable, asyncio.Task[_Session]] = {}
         self._dialling = 0
+        # Logins that are under way, or wait for a dial.
+        self._logins_at: Counter[PeerAddr] = Counter()
 
     @classmethod
     def with_config(cls, wallet_hotkey: str, config: LightningClientConfig) -> Self:
@@ -452,14 +455,34 @@ class AsyncLightning:
     ) -> _Session:
         """Log in at an address, on its live connection or on a new one."""
         deadline = asyncio.get_running_loop().time() + self.config.connect_timeout
-        session = self._sessions.get(address)
-        if session is None or not session.connection.is_alive:
-            session = await self._share(
-                address,
-                lambda: self._connect(address, on_demand=on_demand),
-                on_demand=on_demand,
-            )
-        session.logging_in += 1
+        self._logins_at[address] += 1
+        try:
+            session = self._sessions.get(address)
+            if session is None or not session.connection.is_alive:
+                session = await self._share(
+                    address,
+                    lambda: self._connect(address, on_demand=on_demand),
+                    on_demand=on_demand,
+                )
+            await self._log_in(session, address, hotkey, deadline, on_demand=on_demand)
+            return session
+        finally:
+            self._logins_at[address] -= 1
+            if not self._logins_at[address]:
+                del self._logins_at[address]
+                last = self._sessions.get(address)
+                if last is not None and not last.hotkeys:
+                    self._drop(address, "no_authenticated_hotkeys")
+
+    async def _log_in(
+        self,
+        session: _Session,
+        address: PeerAddr,
+        hotkey: str,
+        deadline: float,
+        *,
+        on_demand: bool,
+    ) -> None:
         try:
             async with asyncio.timeout_at(deadline):
                 await self._login(session.connection, address, hotkey)
@@ -476,11 +499,6 @@ class AsyncLightning:
                 hotkey=hotkey,
                 address=str(address),
             ) from None
-        finally:
-            session.logging_in -= 1
-            if session.is_idle and self._sessions.get(address) is session:
-                self._drop(address, "no_authenticated_hotkeys")
-        return session
 
     async def _connect(self, address: PeerAddr, *, on_demand: bool) -> _Session:
         """Dial an address, and log in again who was registered there."""
@@ -679,22 +697,15 @@ LightningClient = AsyncLightning
 class _Session:
     """One connection, and who is logged in on it."""
 
-    __slots__ = ("connection", "hotkeys", "logging_in")
+    __slots__ = ("connection", "hotkeys")
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.hotkeys: set[str] = set()
-        # Logins under way.
-        self.logging_in = 0
 
     def serves(self, hotkey: str) -> bool:
         """Whether a request to this miner can be sent on it."""
         return self.connection.is_alive and hotkey in self.hotkeys
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether nobody is logged in, nor about to be."""
-        return not self.hotkeys and not self.logging_in
 
 
 async def first_success(

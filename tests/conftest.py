@@ -22,6 +22,12 @@ from tests.support.inspection import in_flight
 from tests.support.waiting import until, until_async
 
 
+def pytest_collection_finish() -> None:
+    """Keep what was imported out of the collections that every test ends with."""
+    gc.collect()
+    gc.freeze()
+
+
 class Unforeseen(logging.Handler):
     """Collects what is only logged where something went wrong that nobody foresaw."""
 
