@@ -1,7 +1,5 @@
 from typing import final
 
-__all__ = ["OpeningCredit", "ReceiveWindow", "SendingLimit"]
-
 @final
 class ReceiveWindow:
     def __init__(self, size: int, max_size: int = 0, now: int = 0) -> None: ...

@@ -1,7 +1,5 @@
 from typing import final
 
-__all__ = ["BlockPool"]
-
 @final
 class BlockPool:
     def __init__(self, keep: int = ...) -> None: ...

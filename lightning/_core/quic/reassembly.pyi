@@ -2,8 +2,6 @@ from typing import final
 
 from typing_extensions import Buffer
 
-__all__ = ["ReceiveQueue"]
-
 @final
 class ReceiveQueue:
     def __init__(self) -> None: ...

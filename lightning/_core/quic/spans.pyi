@@ -1,7 +1,5 @@
 from typing import final
 
-__all__ = ["SpanSet"]
-
 @final
 class SpanSet:
     def __init__(self) -> None: ...

@@ -46,7 +46,8 @@ cdef int streams_refer(
     StreamTable* t, Stream* s, const uint8_t* data, size_t size, void* owner, bint fin
 ) noexcept nogil
 
-# Read, where no sink is set or the sink has paused: see reassembly_peek, _consume.
+# Read, where no sink is set or the sink has paused: see reassembly_peek, _consume. A
+# view is good until the next call. Consume nothing to take note of an end alone.
 # Resume offers the sink what it left and what came since.
 cdef size_t streams_peek(const Stream* s, const uint8_t** view) noexcept nogil
 cdef void streams_consume(

@@ -623,7 +623,7 @@ cdef class Streams:
         cdef int status = streams_open(&self.table, unidirectional, now, &s)
         return s.id if status == OK else status
 
-    def send(self, uint64_t sid, const uint8_t[::1] data not None=b"", bint fin=False):
+    def send(self, uint64_t sid, const uint8_t[::1] data not None, bint fin=False):
         """Append a copy and return the status."""
         cdef size_t size = data.shape[0]
         return streams_send(
@@ -744,7 +744,7 @@ cdef size_t echo_sink(
     return size
 
 
-cdef size_t count_sink(
+cdef size_t close_sink(
     void* context, Stream* stream, const uint8_t* data, size_t size, bint fin
 ) noexcept nogil:
     """Let go of an answered stream as the client of ``bench_exchange``."""
@@ -806,7 +806,7 @@ def bench_exchange(uint32_t count, uint32_t size=1024):
         streams_init(&client, &memory, &config, 0)
         config.is_client = False
         streams_init(&server, &memory, &config, 0)
-        client.sink, client.sink_context = count_sink, &client
+        client.sink, client.sink_context = close_sink, &client
         server.sink, server.sink_context = echo_sink, &server
         streams_set_peer_limits(&client, &limits)
         streams_set_peer_limits(&server, &limits)

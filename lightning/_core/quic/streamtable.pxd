@@ -133,10 +133,10 @@ cdef struct Stream:
     uint64_t our_stop_code
 
 
-# Given bytes that are next in line, returns how many it took: from 0 to size. It runs
-# with the mutex held and may call the verbs, but neither streams_on_* nor resume.
-# `fin` says that the end follows the bytes; if all of them are taken it is taken too.
-# A size of 0 comes with `fin` only.
+# Given bytes that are next in line, returns how many it took: from 0 to size. `fin`
+# says that the end follows the bytes; if all of them are taken it is taken too. A size
+# of 0 comes with `fin` only. The sink runs with the mutex held and may call the verbs
+# of `streams`, but not consume or resume, and none of streams_on_*.
 ctypedef size_t (*StreamSink)(
     void* context, Stream* stream, const uint8_t* data, size_t size, bint fin
 ) noexcept nogil
