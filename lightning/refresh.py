@@ -77,11 +77,11 @@ async def _ask(resolve: Callable[[], Any], pool: HandlerPool) -> Any:
         raise RuntimeError(f"the resolver raised {error!r}") from error
 
 
-def _outcome(resolve: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+def _outcome(resolve: Callable[[], Any]) -> tuple[Any, Exception | None]:
     """Call a resolver; asyncio cannot hand over every exception from a thread."""
     try:
         return resolve(), None
-    except StopIteration as error:
-        return None, RuntimeError(f"the resolver raised {error!r}")
     except BaseException as error:
-        return None, error
+        if isinstance(error, Exception) and not isinstance(error, StopIteration):
+            return None, error
+        return None, RuntimeError(f"the resolver raised {error!r}")
