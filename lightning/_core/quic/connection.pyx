@@ -11,7 +11,7 @@ from lightning._core.quic.connrecv cimport conn_settle
 from lightning._core.quic.connstate cimport (
     CLOSED_HANDSHAKE_TIMEOUT, CLOSED_IDLE, CLOSED_NO_PATH, CONN_GONE, CONN_OPEN,
     CONNS_SEND, conn_bury, conn_close_local, conn_fail, conn_forget_path,
-    conn_is_alive, conn_list, conn_lose, conn_route
+    conn_is_alive, conn_list, conn_lose, conn_pto, conn_route
 )
 from lightning._core.quic.mtu cimport mtu_enable
 from lightning._core.quic.packet cimport cid_is
@@ -201,7 +201,9 @@ cdef void connection_on_timeout(Conn* c, int64_t now) noexcept nogil:
         conn_lose(c, CLOSED_HANDSHAKE_TIMEOUT)
         return
     for i in range(PATHS_MAX):
-        if c.paths[i].used and path_on_timeout(&c.paths[i], now):
+        if c.paths[i].used and path_on_timeout(
+            &c.paths[i], now, conn_pto(c)
+        ):
             on_path_failed(c, i, now)
             if not conn_is_alive(c):
                 return

@@ -268,8 +268,9 @@ cdef void drop(Conn* c, Arrival* a, const uint8_t* data) noexcept nogil:
 
 cdef int follow_update(Conn* c, uint64_t pn, int64_t now) noexcept nogil:
     """Go on to the next key phase, which the peer has begun (RFC 9001 6.2)."""
-    # It may not begin another one before this one was acknowledged.
-    if not c.open_acked and c.old_until:
+    # It may not begin another one before this one was acknowledged; to follow ours is
+    # another matter.
+    if c.seal_phase == c.open_phase and not c.open_acked and c.old_until:
         return E_KEY_UPDATE
     packet_key_free(&c.old_opening)
     c.old_opening = c.opening[<int> APPLICATION].packet
@@ -744,7 +745,7 @@ cdef void move(Conn* c, int path, int64_t now) noexcept nogil:
     if conn_route(c, path) != OK:
         conn_fail(c, OUT_OF_MEMORY, 0, now)
         return
-    path_validate(&c.paths[path])
+    path_validate(&c.paths[path], now, conn_pto(c))
     # A new port is most likely a rebinding on the same path (section 9.4).
     if not same_host:
         recovery_on_path_change(&c.recovery, now)

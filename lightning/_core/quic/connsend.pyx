@@ -31,7 +31,8 @@ from lightning._core.quic.packet cimport (
     packet_begin_long, packet_begin_short, packet_number_size, packet_set_length
 )
 from lightning._core.quic.paths cimport (
-    PATHS_MAX, Path, path_challenge_sent, path_response_sent, path_room
+    PATH_ROOM_MIN, PATHS_MAX, Path, path_challenge_sent, path_response_sent,
+    path_room
 )
 from lightning._core.quic.protection cimport (
     SEAL_MIN, PacketKey, packet_key_left, protection_seal
@@ -546,7 +547,7 @@ cdef size_t write_probe(
         <uint64_t> min(capacity, <size_t> INITIAL_DATAGRAM_MIN), path_room(p)
     )
     cdef uint8_t* start
-    if limit < STREAMS_MIN_ROOM or not c.can_seal[<int> APPLICATION]:
+    if limit < PATH_ROOM_MIN or not c.can_seal[<int> APPLICATION]:
         return 0
     d.count = 0
     d.ecn = 0
@@ -623,7 +624,7 @@ cdef size_t write_close(
     d.count = 0
     d.ecn = 0
     d.pads = False
-    if limit < STREAMS_MIN_ROOM:
+    if limit < PATH_ROOM_MIN:
         return 0
     writer_init(&d.w, out, limit)
     for space in range(SPACE_COUNT):

@@ -18,6 +18,7 @@ cdef enum PathLimits:
     # a path, aioquic 32).
     PATH_RESPONSES = 8
     AMPLIFICATION_FACTOR = 3  # RFC 9000 8.1
+    PATH_ROOM_MIN = 64  # a datagram with a challenge takes no more
 
 
 cdef struct Address:
@@ -69,8 +70,8 @@ cdef inline uint64_t path_room(const Path* p) noexcept nogil:
 cdef void path_init(
     Path* p, const Address* remote, const Cid* cid, uint64_t sequence
 ) noexcept nogil
-# Begin or go on with a validation. `random` is 8 bytes for the challenge that is sent.
-cdef void path_validate(Path* p) noexcept nogil
+# Begin a validation, unless there is one. `random` is 8 bytes for the challenge sent.
+cdef void path_validate(Path* p, int64_t now, int64_t pto) noexcept nogil
 cdef void path_challenge_sent(
     Path* p, const uint8_t* random, int64_t now, int64_t pto
 ) noexcept nogil
@@ -80,4 +81,4 @@ cdef bint path_on_response(Path* p, const uint8_t* data) noexcept nogil
 cdef bint path_on_challenge(Path* p, const uint8_t* data) noexcept nogil
 cdef void path_response_sent(Path* p) noexcept nogil
 # Act on `next_step`: True if the validation failed.
-cdef bint path_on_timeout(Path* p, int64_t now) noexcept nogil
+cdef bint path_on_timeout(Path* p, int64_t now, int64_t pto) noexcept nogil

@@ -15,10 +15,12 @@ cdef void path_init(
     p.sequence = sequence
 
 
-cdef void path_validate(Path* p) noexcept nogil:
+cdef void path_validate(Path* p, int64_t now, int64_t pto) noexcept nogil:
     if p.validated or p.challenge_due or p.tries:
         return
     p.challenge_due = True
+    # In case that what came from there allows no challenge.
+    p.next_step = now + PATH_TRIES * pto
 
 
 cdef void path_challenge_sent(
@@ -56,12 +58,14 @@ cdef void path_response_sent(Path* p) noexcept nogil:
     memmove(p.response[0], p.response[1], 8 * p.responses)
 
 
-cdef bint path_on_timeout(Path* p, int64_t now) noexcept nogil:
+cdef bint path_on_timeout(Path* p, int64_t now, int64_t pto) noexcept nogil:
     if p.next_step > now:
         return False
     p.next_step = INT64_MAX
-    if p.tries < PATH_TRIES:
+    if p.tries < PATH_TRIES and not p.challenge_due:
         p.challenge_due = True
+        p.next_step = now + PATH_TRIES * pto
         return False
     p.tries = 0
+    p.challenge_due = False
     return True
