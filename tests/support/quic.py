@@ -30,10 +30,10 @@ KEY_UPDATE = 0x0E
 CRYPTO = 0x100
 
 
-def client(**settings):
-    """Make a client endpoint."""
+def client(seed=1, **settings):
+    """Make a client endpoint; each seed has its own connection identifiers."""
     return Endpoint(
-        EngineConfig(**settings), is_client=True, random=random.Random(1).randbytes
+        EngineConfig(**settings), is_client=True, random=random.Random(seed).randbytes
     )
 
 
@@ -71,13 +71,15 @@ class Two:
         ecn: What the network makes of the ECN bits.
     """
 
-    def __init__(self, near=None, far=None, *, token=b"", delay=0.01, lose=None):
+    def __init__(
+        self, near=None, far=None, *, token=b"", delay=0.01, lose=None, now=0.0
+    ):
         self.near = near or client()
         self.far = far or server()
         self.delay = delay
         self.lose = lose or (lambda *_: False)
         self.ecn = lambda bits: bits
-        self.now = 0.0
+        self.now = now
         self.source = CLIENT
         self.count = [0, 0]
         self.log = []

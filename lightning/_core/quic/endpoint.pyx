@@ -21,7 +21,7 @@ from lightning._core.quic.connstate cimport (
 )
 from lightning._core.quic.frames cimport frame_write_close
 from lightning._core.quic.packet cimport (
-    INITIAL_DATAGRAM_MIN, PACKET_INITIAL, PACKET_ONE_RTT,
+    INITIAL_DATAGRAM_MIN, PACKET_INITIAL, PACKET_ONE_RTT, PACKET_TOO_SHORT,
     PACKET_UNKNOWN_VERSION, RESET_TOKEN_SIZE, STATELESS_RESET_MIN, TAG_SIZE, VERSION_1,
     Cid, PacketBuild, PacketHeader, cid_is, cid_set, packet_begin_long, packet_parse,
     packet_set_length, packet_write_retry, packet_write_stateless_reset,
@@ -204,7 +204,9 @@ cdef void endpoint_receive(
             e.stats.datagrams_dropped += 1
         return
     if status != OK:
-        e.stats.datagrams_dropped += 1
+        # A stateless reset may be shorter than any packet.
+        if status != PACKET_TOO_SHORT or not take_reset(e, data, size, source):
+            e.stats.datagrams_dropped += 1
         return
     c = <Conn*> cidmap_find(&e.shared.cids, h.dcid, h.dcid_size)
     if c is not NULL:
@@ -313,7 +315,7 @@ cdef Reply* begin_reply(
         e.stats.datagrams_dropped += 1
         return NULL
     if counted:
-        if now - e.reply_refilled > 1000000:
+        if not 0 <= now - e.reply_refilled <= 1000000:
             e.reply_tokens = most
         else:
             e.reply_tokens = min(
