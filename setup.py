@@ -56,6 +56,7 @@ EXTENSIONS = [
     "lightning._core.quic.connsend",
     "lightning._core.quic.connection",
     "lightning._core.quic.endpoint",
+    "lightning._core.quic.convert",
     "lightning._core.quic.engine",
 ]
 NEEDS_LIBCRYPTO = {"lightning._core.quic.protection"}

@@ -2,13 +2,13 @@
 
 from libc.stddef cimport size_t
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcmp, memcpy, memset
 
 from lightning._core.quic.buffer cimport (
     APPLICATION, E_AEAD_LIMIT_REACHED, E_KEY_UPDATE, E_PROTOCOL_VIOLATION, FRAME_ACK,
     FRAME_ACK_ECN, FRAME_CONNECTION_CLOSE, FRAME_CONNECTION_CLOSE_APP, FRAME_CRYPTO,
-    FRAME_DATA_BLOCKED, FRAME_HANDSHAKE_DONE, FRAME_MAX_DATA, FRAME_MAX_STREAM_DATA,
+    FRAME_HANDSHAKE_DONE, FRAME_MAX_DATA, FRAME_MAX_STREAM_DATA,
     FRAME_MAX_STREAMS_BIDI, FRAME_MAX_STREAMS_UNI, FRAME_NEW_CONNECTION_ID,
     FRAME_NEW_TOKEN, FRAME_PATH_CHALLENGE, FRAME_PATH_RESPONSE, FRAME_RESET_STREAM,
     FRAME_RETIRE_CONNECTION_ID, FRAME_STOP_SENDING, FRAME_STREAM,
@@ -22,8 +22,8 @@ from lightning._core.quic.cids cimport (
     remote_cids_take
 )
 from lightning._core.quic.connstate cimport (
-    CLOSED_NO_VERSION, CLOSED_RESET, CONN_CLOSING, CONN_HANDSHAKE, CONNS_SEND,
-    CONNS_TLS, LOCAL_CID_SIZE, SENT_OF_STREAMS, SKIP_MIN, SKIP_SPREAD, STASH_PACKETS,
+    CLOSED_NO_VERSION, CLOSED_RESET, CONN_CLOSING, CONNS_SEND, CONNS_TLS,
+    LOCAL_CID_SIZE, SENT_OF_STREAMS, SKIP_MIN, SKIP_SPREAD, STASH_PACKETS,
     STASH_PACKET_SIZE, RecvSpace, Stashed, conn_confirm, conn_discard, conn_drain,
     conn_fail, conn_forget_path, conn_idle_timeout, conn_is_alive, conn_issue_cids,
     conn_list, conn_lose, conn_pto, conn_route, conn_update_sealing
@@ -134,20 +134,14 @@ cdef void conn_receive(
             dcid = a.header.dcid
             dcid_size = a.header.dcid_size
         # All packets of a datagram are for one connection (section 12.2).
-        elif a.header.dcid_size != dcid_size or not same(a.header.dcid, dcid, dcid_size):
+        elif a.header.dcid_size != dcid_size or memcmp(
+            a.header.dcid, dcid, dcid_size
+        ) != 0:
             break
         receive_packet(c, &a, data + pos, now)
         if not conn_is_alive(c):
             return
         pos += a.header.size
-
-
-cdef bint same(const uint8_t* a, const uint8_t* b, size_t size) noexcept nogil:
-    cdef size_t i
-    for i in range(size):
-        if a[i] != b[i]:
-            return False
-    return True
 
 
 cdef inline int find_path(const Conn* c, const Address* source) noexcept nogil:
@@ -446,6 +440,9 @@ cdef void on_payload(
     if c.discarded[a.space]:
         return
     note_received(c, a, now)
+    # What was consumed meanwhile may have raised a limit.
+    if streams_has_frames(&c.streams):
+        conn_list(c, CONNS_SEND)
     if a.space == APPLICATION and a.path != <int> c.path and a.moves:
         if a.pn == c.recv[a.space].largest:
             move(c, a.path, now)

@@ -5,18 +5,17 @@ from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64
 from libc.string cimport memset
 
 from lightning._core.quic.buffer cimport (
-    APPLICATION, E_APPLICATION, E_INTERNAL, FRAME_CONNECTION_CLOSE,
-    FRAME_CONNECTION_CLOSE_APP, FRAME_HANDSHAKE_DONE, FRAME_PADDING,
-    FRAME_PATH_CHALLENGE, FRAME_PATH_RESPONSE, FRAME_PING, FRAME_RETIRE_CONNECTION_ID, HANDSHAKE, INITIAL,
-    OK, OUT_OF_MEMORY, SPACE_COUNT, Writer, writer_init, writer_left, writer_size,
-    writer_skip
+    APPLICATION, E_APPLICATION, FRAME_CONNECTION_CLOSE, FRAME_CONNECTION_CLOSE_APP,
+    FRAME_HANDSHAKE_DONE, FRAME_PADDING, FRAME_PATH_CHALLENGE, FRAME_PATH_RESPONSE,
+    FRAME_PING, FRAME_RETIRE_CONNECTION_ID, HANDSHAKE, INITIAL, OK, OUT_OF_MEMORY,
+    SPACE_COUNT, Writer, writer_init, writer_left, writer_size
 )
 from lightning._core.quic.cids cimport (
     LocalCid, Retirement, local_cid_retire_prior_to, local_cids_to_send,
     remote_cids_to_send
 )
 from lightning._core.quic.connstate cimport (
-    CONN_CLOSING, CONN_HANDSHAKE, CONN_OPEN, KEY_MARGIN, SENT_OF_STREAMS, RecvSpace,
+    CONN_CLOSING, CONN_OPEN, KEY_MARGIN, SENT_OF_STREAMS, RecvSpace,
     conn_discard, conn_fail, conn_idle_timeout, conn_is_alive, conn_may_update,
     conn_pto, conn_update_sealing
 )
@@ -41,7 +40,7 @@ from lightning._core.quic.recovery cimport (
     recovery_datagram_size, recovery_drop_pending, recovery_frame, recovery_marks_ecn,
     recovery_next_pn, recovery_next_send_time, recovery_on_packet_sent, recovery_room
 )
-from lightning._core.quic.secrets cimport TOKEN_MAX, random_bytes, token_make_new
+from lightning._core.quic.secrets cimport random_bytes, token_make_new
 from lightning._core.quic.sendbuf cimport (
     sendbuf_on_lost, sendbuf_peek, sendbuf_take
 )
@@ -179,8 +178,9 @@ cdef bint begin(Conn* c, Datagram* d, int space, const Path* p) noexcept nogil:
         )
     else:
         status = packet_begin_long(
-            &d.w, &draft.build, PACKET_INITIAL if space == INITIAL else PACKET_HANDSHAKE,
-            &p.cid, &c.source, c.token if space == INITIAL else NULL,
+            &d.w, &draft.build,
+            PACKET_INITIAL if space == INITIAL else PACKET_HANDSHAKE, &p.cid,
+            &c.source, c.token if space == INITIAL else NULL,
             c.token_size if space == INITIAL else 0, pn, pn_size
         )
     draft.space = space
@@ -611,7 +611,7 @@ cdef size_t write_mtu_probe(
 cdef size_t write_close(
     Conn* c, uint8_t* out, size_t capacity, int64_t now
 ) noexcept nogil:
-    """Write CONNECTION_CLOSE for every space that the peer may read (RFC 9000 10.2.3)."""
+    """Write CONNECTION_CLOSE for every space that the peer may read (10.2.3)."""
     cdef Datagram d
     cdef Path* p = &c.paths[c.path]
     cdef size_t limit = min(

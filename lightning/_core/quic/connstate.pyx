@@ -15,11 +15,10 @@ from lightning._core.quic.cids cimport (
     local_cids_init, local_cids_issue, local_cids_wanted, remote_cids_free,
     remote_cids_init, remote_cids_retire, remote_cids_set_first
 )
-from lightning._core.quic.packet cimport RESET_TOKEN_SIZE, cid_set
 from lightning._core.quic.paths cimport PATHS_MAX, path_init
 from lightning._core.quic.protection cimport (
-    keys_free, keys_init, keys_init_initial, packet_key_free, packet_key_left,
-    packet_key_next, reset_token_derive
+    keys_free, keys_init, keys_init_initial, packet_key_free, packet_key_next,
+    reset_token_derive
 )
 from lightning._core.quic.ranges cimport (
     RANGES_DROP_LOWEST, RANGES_PACKETS, ranges_free, ranges_init

@@ -85,7 +85,7 @@ cdef struct Completion:
     uint16_t kind
 
 
-# --- Life -----------------------------------------------------------------------------
+# --- Life -------------------------------------------------------------------------
 
 # `seed` is 32 random bytes, `secret` 32 bytes for tokens. OK or OUT_OF_MEMORY.
 cdef int endpoint_init(
@@ -103,7 +103,7 @@ cdef inline void endpoint_unlock(EndpointCore* e) noexcept nogil:
     pthread_mutex_unlock(&e.mutex)
 
 
-# --- Datagrams and time ---------------------------------------------------------------
+# --- Datagrams and time -----------------------------------------------------------
 
 # `data` is decrypted in place. `ecn` is the two bits of the IP header.
 cdef void endpoint_receive(
@@ -120,7 +120,7 @@ cdef size_t endpoint_poll_transmit(
 cdef int64_t endpoint_next_deadline(const EndpointCore* e) noexcept nogil
 cdef void endpoint_timeout(EndpointCore* e, int64_t now) noexcept nogil
 
-# --- Connections ----------------------------------------------------------------------
+# --- Connections -------------------------------------------------------------------
 
 # Start a client's connection; NULL is out of memory. `token` is one that the server
 # gave in NEW_TOKEN before, or empty. The caller has a reference.
@@ -136,7 +136,7 @@ cdef void endpoint_release(EndpointCore* e, Conn* c) noexcept nogil
 cdef void* endpoint_next_release(EndpointCore* e) noexcept nogil
 cdef bint endpoint_next_completion(EndpointCore* e, Completion* out) noexcept nogil
 
-# --- TLS, which runs without the mutex --------------------------------------------------
+# --- TLS, which runs without the mutex ---------------------------------------------
 
 # Take a connection with work for TLS, with a reference, or NULL. Nobody else gets it
 # until it is done.

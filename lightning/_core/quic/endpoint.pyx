@@ -44,7 +44,7 @@ cdef enum:
     PEERS_LOOKED_AT = 64  # connections to one address, for a stateless reset
 
 
-# --- Life -----------------------------------------------------------------------------
+# --- Life -------------------------------------------------------------------------
 
 cdef int endpoint_init(
     EndpointCore* e, const Settings* settings, const uint8_t* seed,
@@ -87,7 +87,7 @@ cdef void endpoint_free(EndpointCore* e) noexcept nogil:
     pthread_mutex_destroy(&e.mutex)
 
 
-# --- Timers ---------------------------------------------------------------------------
+# --- Timers -----------------------------------------------------------------------
 
 cdef void heap_place(EndpointCore* e, Conn* c, uint32_t i) noexcept nogil:
     """Move a connection from hole ``i`` up or down to where it belongs."""
@@ -186,7 +186,7 @@ cdef void endpoint_release(EndpointCore* e, Conn* c) noexcept nogil:
     conn_unref(c)
 
 
-# --- Receiving ------------------------------------------------------------------------
+# --- Receiving --------------------------------------------------------------------
 
 cdef void endpoint_receive(
     EndpointCore* e, uint8_t* data, size_t size, const Address* source, uint8_t ecn,
@@ -303,7 +303,7 @@ cdef void on_initial(
     settle(e, c)
 
 
-# --- Answers without a connection -------------------------------------------------------
+# --- Answers without a connection -------------------------------------------------
 
 cdef Reply* begin_reply(
     EndpointCore* e, const Address* to, bint counted, int64_t now
@@ -454,7 +454,7 @@ cdef void send_reset(
         end_reply(e, reply, &w)
 
 
-# --- Sending --------------------------------------------------------------------------
+# --- Sending ----------------------------------------------------------------------
 
 cdef size_t endpoint_poll_transmit(
     EndpointCore* e, uint8_t* out, size_t capacity, Address* to, uint8_t* ecn,
@@ -477,6 +477,9 @@ cdef size_t endpoint_poll_transmit(
         if c is NULL:
             return 0
         size = conn_write(c, out, capacity, now, to, ecn)
+        if size == 0 and c.close_due:
+            # It failed over what it was about to send.
+            size = conn_write(c, out, capacity, now, to, ecn)
         if size == 0:
             conn_unlist(c, CONNS_SEND)
             settle(e, c)
@@ -514,7 +517,7 @@ cdef size_t add_segments(
     return total
 
 
-# --- Connections ----------------------------------------------------------------------
+# --- Connections ------------------------------------------------------------------
 
 cdef Conn* endpoint_connect(
     EndpointCore* e, const Address* remote, const uint8_t* token, size_t token_size,
@@ -583,7 +586,7 @@ cdef bint endpoint_next_completion(EndpointCore* e, Completion* out) noexcept no
     return False
 
 
-# --- TLS ------------------------------------------------------------------------------
+# --- TLS --------------------------------------------------------------------------
 
 cdef Conn* endpoint_next_tls(EndpointCore* e) noexcept nogil:
     cdef Conn* c = e.shared.first[CONNS_TLS]

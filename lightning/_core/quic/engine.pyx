@@ -6,19 +6,17 @@ engine and never under its mutex.
 """
 
 import hashlib
-import ipaddress
 import os
 
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stddef cimport size_t
-from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from lightning._core.quic.buffer cimport OK, SPACE_COUNT
-from lightning._core.quic.congestion cimport CUBIC, NEW_RENO
 from lightning._core.quic.connection cimport (
     CONNECTION_CLOSED, NO_STREAM, PeerParameters, connection_close,
     connection_open_stream, connection_pause, connection_ping, connection_refer,
@@ -28,7 +26,10 @@ from lightning._core.quic.connection cimport (
 from lightning._core.quic.connstate cimport (
     CONN_OPEN, CONNS_SEND, Conn, Settings, conn_close_local, conn_complete, conn_fail,
     conn_install, conn_is_alive, conn_list, conn_may_update, conn_ref,
-    conn_update_sealing, settings_init
+    conn_update_sealing
+)
+from lightning._core.quic.convert cimport (
+    address_from, address_to, cid_bytes, micros, parameters_from, period, settings_from
 )
 from lightning._core.quic.endpoint cimport (
     COMPLETION_CLOSED, COMPLETION_CONNECTED, Completion, EndpointCore,
@@ -38,7 +39,6 @@ from lightning._core.quic.endpoint cimport (
     endpoint_take_crypto, endpoint_timeout, endpoint_tls_done, endpoint_touch,
     endpoint_unlock
 )
-from lightning._core.quic.packet cimport CID_MAX, Cid
 from lightning._core.quic.paths cimport Address
 from lightning._core.quic.sendbuf cimport SEND_COPY_MAX, sendbuf_append
 from lightning._core.quic.streams cimport (
@@ -51,7 +51,6 @@ from lightning._core.quic.streamtable cimport (
 
 from aioquic.quic.packet import QuicTransportParameters
 
-from lightning._core.quic.config import EngineConfig
 from lightning._core.quic.events import ConnectionEnd, Event
 from lightning._core.quic.params import encode
 from lightning._core.quic.tls import Tls
@@ -79,101 +78,10 @@ cdef dict KINDS = {
 }
 
 
-cdef int64_t micros(double now) noexcept:
-    return <int64_t> (now * 1e6 + 0.5)
-
-
-cdef int64_t period(object seconds) except -1:
-    return <int64_t> (seconds * 1_000_000)
-
-
-cdef bytes cid_bytes(const Cid* cid):
-    return PyBytes_FromStringAndSize(<const char*> cid.bytes, cid.size)
-
-
-cdef int cid_from(object value, Cid* cid) except -1:
-    """Copy at most 20 bytes; params.py has refused longer ones. None is no bytes."""
-    cdef bytes data = value if value is not None else b""
-    cid.size = <uint8_t> min(len(data), <size_t> CID_MAX)
-    memcpy(cid.bytes, <const char*> data, cid.size)
-    return 0
-
-
-cdef dict HOSTS = {}  # packed addresses of texts that were seen; bounded
-
-
-cdef int address_from(object address, Address* a) except -1:
-    """Translate a host and port, as the socket module writes them."""
-    cdef object host = address[0]
-    cdef object packed = HOSTS.get(host)
-    cdef object ip
-    if packed is None:
-        ip = ipaddress.ip_address(host.partition("%")[0])
-        packed = ip.packed
-        if len(HOSTS) > 1024:
-            HOSTS.clear()
-        HOSTS[host] = packed
-    memset(a, 0, sizeof(Address))
-    a.family = 4 if len(packed) == 4 else 6
-    a.port = address[1]
-    memcpy(a.ip, <const char*> (<bytes> packed), len(packed))
-    if len(address) > 3:
-        a.scope = address[3]
-    return 0
-
-
-cdef tuple address_to(const Address* a):
-    cdef bytes packed = PyBytes_FromStringAndSize(
-        <const char*> a.ip, 4 if a.family == 4 else 16
-    )
-    return str(ipaddress.ip_address(packed)), a.port
-
-
-cdef void settings_from(object config, bint is_client, Settings* s):
-    settings_init(s, is_client)
-    s.streams.max_data = config.max_data
-    s.streams.max_stream_data_bidi_local = config.max_stream_data
-    s.streams.max_stream_data_bidi_remote = config.max_stream_data
-    s.streams.max_stream_data_uni = config.max_stream_data
-    s.streams.max_streams_bidi = config.max_streams
-    s.streams.max_streams_uni = config.max_uni_streams
-    s.streams.max_data_window = max(config.max_data_window, config.max_data)
-    s.streams.max_stream_window = max(config.max_stream_window, config.max_stream_data)
-    s.streams.max_buffered = config.max_buffered
-    s.streams.max_stream_buffered = config.max_stream_buffered
-    s.streams.max_local_streams = config.max_local_streams
-    s.recovery.initial_rtt = period(config.initial_rtt)
-    s.recovery.algorithm = CUBIC if config.congestion == "cubic" else NEW_RENO
-    s.recovery.initial_window = config.initial_window
-    s.recovery.hystart = config.hystart
-    s.recovery.ecn = config.ecn
-    s.recovery.max_datagram = config.max_datagram
-    s.idle_timeout = period(config.idle_timeout)
-    s.handshake_timeout = period(config.handshake_timeout)
-    s.keep_alive = period(config.keep_alive)
-    s.ack_delay = period(config.ack_delay)
-    s.key_update_after = config.key_update_after
-    s.active_cids = config.active_cids
-    s.max_connections = config.max_connections
-    s.max_half_open = config.max_half_open
-    s.retry = config.retry
-    s.retry_from = config.retry_from
-    s.sends_tokens = not is_client and config.token_lifetime > 0
-
-
-@cython.final
 @cython.auto_pickle(False)
+@cython.final
 cdef class Endpoint:
     """One UDP socket's QUIC, client or server, without the socket."""
-
-    cdef EndpointCore core
-    cdef readonly object config
-    cdef readonly bint is_client
-    cdef object identity
-    cdef object random
-    cdef dict conns  # by number
-    cdef uint8_t* scratch
-    cdef int64_t now  # of the last call, for the verbs
 
     def __cinit__(self):
         self.scratch = <uint8_t*> malloc(DATAGRAM_MAX)
@@ -230,7 +138,7 @@ cdef class Endpoint:
             endpoint_free(&self.core)
             self.drain_releases()
 
-    # --- What a driver calls ------------------------------------------------------------
+    # --- What a driver calls -------------------------------------------------------
 
     def connect(self, object address, double now, *, bytes token=b""):
         """Start a connection; its first datagram is ready to be sent.
@@ -307,22 +215,30 @@ cdef class Endpoint:
         cdef size_t size = 0
         cdef size_t segment = 0
         cdef int64_t us = micros(now)
+        cdef uint8_t* buffer
         if not 1200 <= capacity <= DATAGRAM_MAX:
             raise ValueError("capacity must be from 1200 to 65536")
+        # Its own, for two threads may send.
+        buffer = <uint8_t*> malloc(capacity)
+        if buffer is NULL:
+            raise MemoryError
         self.now = us
-        while True:
-            with nogil:
-                endpoint_lock(&self.core)
-                size = endpoint_poll_transmit(
-                    &self.core, self.scratch, capacity, &to, &ecn, &segment, us
-                )
-                endpoint_unlock(&self.core)
-            if size == 0:
-                return out
-            out.append((
-                PyBytes_FromStringAndSize(<const char*> self.scratch, size),
-                address_to(&to), ecn, segment,
-            ))
+        try:
+            while True:
+                with nogil:
+                    endpoint_lock(&self.core)
+                    size = endpoint_poll_transmit(
+                        &self.core, buffer, capacity, &to, &ecn, &segment, us
+                    )
+                    endpoint_unlock(&self.core)
+                if size == 0:
+                    return out
+                out.append((
+                    PyBytes_FromStringAndSize(<const char*> buffer, size),
+                    address_to(&to), ecn, segment,
+                ))
+        finally:
+            free(buffer)
 
     def next_timeout(self):
         """Return when to call `handle_timeout`, in seconds; None for never."""
@@ -394,7 +310,7 @@ cdef class Endpoint:
             "streams_in_use": self.core.shared.memory.in_use,
         }
 
-    # --- Within -------------------------------------------------------------------------
+    # --- Within --------------------------------------------------------------------
 
     cdef Connection adopt(self, Conn* c):
         """Make the face of a connection of which a reference is ours to keep."""
@@ -568,32 +484,6 @@ cdef class Endpoint:
         return 0
 
 
-cdef int parameters_from(object p, PeerParameters* out) except -1:
-    memset(out, 0, sizeof(PeerParameters))
-    out.limits.max_data = p.initial_max_data
-    out.limits.max_stream_data_bidi_local = p.initial_max_stream_data_bidi_local
-    out.limits.max_stream_data_bidi_remote = p.initial_max_stream_data_bidi_remote
-    out.limits.max_stream_data_uni = p.initial_max_stream_data_uni
-    out.limits.max_streams_bidi = p.initial_max_streams_bidi
-    out.limits.max_streams_uni = p.initial_max_streams_uni
-    # A year is as good as what 62 bits can say.
-    out.idle_timeout = min(p.max_idle_timeout, 31_536_000_000) * 1000
-    out.ack_exponent = p.ack_delay_exponent
-    out.max_ack_delay = p.max_ack_delay * 1000
-    out.max_udp_payload = p.max_udp_payload_size
-    out.active_cids = p.active_connection_id_limit
-    cid_from(p.original_destination_cid, &out.original)
-    cid_from(p.initial_source_cid, &out.source)
-    cid_from(p.retry_source_cid, &out.retry)
-    out.has_original = p.original_destination_cid is not None
-    out.has_source = p.initial_source_cid is not None
-    out.has_retry = p.retry_source_cid is not None
-    if p.stateless_reset_token:
-        out.has_token = True
-        memcpy(out.token, <const char*> (<bytes> p.stateless_reset_token), 16)
-    return 0
-
-
 @cython.final
 @cython.auto_pickle(False)
 @cython.no_gc_clear
@@ -603,14 +493,6 @@ cdef class Connection:
     The verbs act at the time of the endpoint's last call; what they cause is sent by
     the next `Endpoint.datagrams_to_send`.
     """
-
-    cdef Endpoint endpoint
-    cdef Conn* c
-    cdef object tls
-    cdef readonly uint64_t number
-    cdef readonly bytes certificate
-    cdef readonly uint16_t suite
-    cdef readonly object end
 
     def __cinit__(self):
         self.certificate = b""
@@ -625,7 +507,12 @@ cdef class Connection:
     @property
     def address(self):
         """Where the peer is now."""
-        return address_to(&self.c.paths[self.c.path].remote)
+        cdef Address remote
+        with nogil:
+            endpoint_lock(&self.endpoint.core)
+            remote = self.c.paths[self.c.path].remote
+            endpoint_unlock(&self.endpoint.core)
+        return address_to(&remote)
 
     @property
     def is_connected(self):
@@ -893,7 +780,7 @@ cdef class Connection:
         return 0
 
 
-# --- For measuring ----------------------------------------------------------------------
+# --- For measuring ----------------------------------------------------------------
 
 cdef int serve(EndpointCore* e, uint8_t* body, int64_t now) noexcept nogil:
     """Answer whatever has arrived with what it said; return the streams that ended."""
@@ -963,14 +850,14 @@ def bench_exchange(Connection client, Endpoint server, int count, size_t size=10
     cdef int64_t now = client.endpoint.now
     cdef size_t datagrams = 0
     cdef int done = 0
-    cdef int i
+    cdef int _i
     if buffer is NULL or body is NULL or size > 4096:
         free(buffer)
         free(body)
         raise MemoryError
     memset(body, 7, 4096)
     with nogil:
-        for i in range(count):
+        for _i in range(count):
             now += 100
             endpoint_lock(near)
             if connection_open_stream(c, False, now, &id) == OK:

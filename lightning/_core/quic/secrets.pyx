@@ -1,6 +1,6 @@
 """Randomness and address tokens."""
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from lightning._core.quic.buffer cimport load_u64, store_u64

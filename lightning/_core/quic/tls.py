@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from aioquic import tls
-from aioquic.buffer import Buffer, BufferReadError
+from aioquic._buffer import Buffer, BufferReadError
 from aioquic.tls import (
     CipherSuite,
     Direction,
@@ -111,7 +111,7 @@ class Tls:
         )
         # One key share, of the group that every peer has.
         groups = [Group.X25519] if is_client else [Group.X25519, Group.SECP256R1]
-        context._supported_groups = groups  # noqa: SLF001 - there is no argument for it.
+        context._supported_groups = groups
         context.handshake_extensions = [
             (ExtensionType.QUIC_TRANSPORT_PARAMETERS, parameters)
         ]
@@ -155,7 +155,7 @@ class Tls:
             self._output.error = TlsError(_CRYPTO_ERROR + int(alert.description), text)
         except BufferReadError:
             self._output.error = TlsError(_CRYPTO_ERROR + 50, "decode_error")
-        except Exception as error:  # noqa: BLE001 - a peer must not stop the endpoint.
+        except Exception as error:
             self._output.error = TlsError(_INTERNAL_ERROR, type(error).__name__)
         return self._take()
 
@@ -198,7 +198,7 @@ class Tls:
     def _finish(self, context: tls.Context) -> None:
         """Keep what is asked for later, and no more: a context is large."""
         self._complete = self._output.complete = True
-        certificate = context._peer_certificate  # noqa: SLF001 - no other way.
+        certificate = context._peer_certificate
         if certificate is not None:
             self.certificate = certificate.public_bytes(Encoding.DER)
         if context.key_schedule is not None:

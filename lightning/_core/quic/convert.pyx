@@ -1,0 +1,120 @@
+"""Between Python's values and the engine's records."""
+
+import ipaddress
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.stddef cimport size_t
+from libc.stdint cimport int64_t, uint8_t
+from libc.string cimport memcpy, memset
+
+from lightning._core.quic.congestion cimport CUBIC, NEW_RENO
+from lightning._core.quic.connstate cimport settings_init
+from lightning._core.quic.packet cimport CID_MAX
+
+
+cdef int64_t micros(double now) noexcept:
+    return <int64_t> (now * 1e6 + 0.5)
+
+
+cdef int64_t period(object seconds) except -1:
+    return <int64_t> (seconds * 1_000_000)
+
+
+cdef bytes cid_bytes(const Cid* cid):
+    return PyBytes_FromStringAndSize(<const char*> cid.bytes, cid.size)
+
+
+cdef int cid_from(object value, Cid* cid) except -1:
+    """Copy at most 20 bytes; params.py has refused longer ones. None is no bytes."""
+    cdef bytes data = value if value is not None else b""
+    cid.size = <uint8_t> min(<size_t> len(data), <size_t> CID_MAX)
+    memcpy(cid.bytes, <const char*> data, cid.size)
+    return 0
+
+
+cdef dict HOSTS = {}  # packed addresses of texts that were seen; bounded
+
+
+cdef int address_from(object address, Address* a) except -1:
+    cdef object host = address[0]
+    cdef object packed = HOSTS.get(host)
+    cdef object ip
+    if packed is None:
+        ip = ipaddress.ip_address(host.partition("%")[0])
+        packed = ip.packed
+        if len(HOSTS) > 1024:
+            HOSTS.clear()
+        HOSTS[host] = packed
+    memset(a, 0, sizeof(Address))
+    a.family = 4 if len(packed) == 4 else 6
+    a.port = address[1]
+    memcpy(a.ip, <const char*> (<bytes> packed), len(packed))
+    if len(address) > 3:
+        a.scope = address[3]
+    return 0
+
+
+cdef tuple address_to(const Address* a):
+    cdef bytes packed = PyBytes_FromStringAndSize(
+        <const char*> a.ip, 4 if a.family == 4 else 16
+    )
+    return str(ipaddress.ip_address(packed)), a.port
+
+
+cdef int settings_from(object config, bint is_client, Settings* s) except -1:
+    settings_init(s, is_client)
+    s.streams.max_data = config.max_data
+    s.streams.max_stream_data_bidi_local = config.max_stream_data
+    s.streams.max_stream_data_bidi_remote = config.max_stream_data
+    s.streams.max_stream_data_uni = config.max_stream_data
+    s.streams.max_streams_bidi = config.max_streams
+    s.streams.max_streams_uni = config.max_uni_streams
+    s.streams.max_data_window = max(config.max_data_window, config.max_data)
+    s.streams.max_stream_window = max(config.max_stream_window, config.max_stream_data)
+    s.streams.max_buffered = config.max_buffered
+    s.streams.max_stream_buffered = config.max_stream_buffered
+    s.streams.max_local_streams = config.max_local_streams
+    s.recovery.initial_rtt = period(config.initial_rtt)
+    s.recovery.algorithm = CUBIC if config.congestion == "cubic" else NEW_RENO
+    s.recovery.initial_window = config.initial_window
+    s.recovery.hystart = config.hystart
+    s.recovery.ecn = config.ecn
+    s.recovery.max_datagram = config.max_datagram
+    s.idle_timeout = period(config.idle_timeout)
+    s.handshake_timeout = period(config.handshake_timeout)
+    s.keep_alive = period(config.keep_alive)
+    s.ack_delay = period(config.ack_delay)
+    s.key_update_after = config.key_update_after
+    s.active_cids = config.active_cids
+    s.max_connections = config.max_connections
+    s.max_half_open = config.max_half_open
+    s.retry = config.retry
+    s.retry_from = config.retry_from
+    s.sends_tokens = not is_client and config.token_lifetime > 0
+    return 0
+
+
+cdef int parameters_from(object p, PeerParameters* out) except -1:
+    memset(out, 0, sizeof(PeerParameters))
+    out.limits.max_data = p.initial_max_data
+    out.limits.max_stream_data_bidi_local = p.initial_max_stream_data_bidi_local
+    out.limits.max_stream_data_bidi_remote = p.initial_max_stream_data_bidi_remote
+    out.limits.max_stream_data_uni = p.initial_max_stream_data_uni
+    out.limits.max_streams_bidi = p.initial_max_streams_bidi
+    out.limits.max_streams_uni = p.initial_max_streams_uni
+    # A year is as good as what 62 bits can say.
+    out.idle_timeout = min(p.max_idle_timeout, 31_536_000_000) * 1000
+    out.ack_exponent = p.ack_delay_exponent
+    out.max_ack_delay = p.max_ack_delay * 1000
+    out.max_udp_payload = p.max_udp_payload_size
+    out.active_cids = p.active_connection_id_limit
+    cid_from(p.original_destination_cid, &out.original)
+    cid_from(p.initial_source_cid, &out.source)
+    cid_from(p.retry_source_cid, &out.retry)
+    out.has_original = p.original_destination_cid is not None
+    out.has_source = p.initial_source_cid is not None
+    out.has_retry = p.retry_source_cid is not None
+    if p.stateless_reset_token:
+        out.has_token = True
+        memcpy(out.token, <const char*> (<bytes> p.stateless_reset_token), 16)
+    return 0

@@ -1,0 +1,40 @@
+"""The engine's Python face, for those who also want what is below it."""
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
+
+from lightning._core.quic.connstate cimport Conn
+from lightning._core.quic.endpoint cimport EndpointCore
+
+
+cdef class Endpoint:
+    cdef EndpointCore core
+    cdef readonly object config
+    cdef readonly bint is_client
+    cdef object identity
+    cdef object random
+    cdef dict conns  # by number
+    cdef uint8_t* scratch  # of `receive`, under the mutex
+    cdef int64_t now  # of the last call, for the verbs
+
+    cdef Connection adopt(self, Conn* c)
+    cdef int drain_releases(self) except -1
+    # Run TLS wherever CRYPTO bytes have come. Called with the GIL, without the mutex.
+    cdef int run_tls(self, int64_t now) except -1
+    cdef int drive_tls(self, Conn* c, Connection connection, int64_t now) except -1
+    cdef bytes parameters(self, Conn* c)
+    cdef int apply(
+        self, Conn* c, Connection connection, object output, int64_t now
+    ) except -1
+
+
+cdef class Connection:
+    cdef Endpoint endpoint
+    cdef Conn* c  # a reference, for as long as the object lives
+    cdef object tls
+    cdef readonly uint64_t number
+    cdef readonly bytes certificate
+    cdef readonly uint16_t suite
+    cdef readonly object end
+
+    cdef int check(self, int status) except -1
+    cdef int note_end(self) except -1
