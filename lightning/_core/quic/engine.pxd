@@ -12,6 +12,7 @@ cdef class Endpoint:
     cdef readonly bint is_client
     cdef object identity
     cdef object random
+    cdef object keylog
     cdef dict conns  # by number
     cdef uint8_t* scratch  # of `receive`, under the mutex
     cdef int64_t now  # of the last call, for the verbs

@@ -19,6 +19,7 @@ class Endpoint:
         is_client: bool,
         identity: Identity | None = None,
         random: Callable[[int], bytes] = ...,
+        keylog: Callable[[str], object] | None = None,
     ) -> None: ...
     @property
     def config(self) -> EngineConfig: ...

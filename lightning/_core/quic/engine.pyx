@@ -91,7 +91,7 @@ cdef class Endpoint:
 
     def __init__(
         self, object config, *, bint is_client, object identity=None,
-        object random=os.urandom,
+        object random=os.urandom, object keylog=None,
     ):
         """Set up an endpoint without connections.
 
@@ -101,6 +101,7 @@ cdef class Endpoint:
             identity: A server's certificate and key.
             random: Returns that many unpredictable bytes. The engine asks for 32 and
                 derives the rest; TLS has its own source.
+            keylog: Called with lines of NSS's key log format.
 
         Raises:
             ConfigError: A server without an identity.
@@ -116,6 +117,7 @@ cdef class Endpoint:
         self.is_client = is_client
         self.identity = identity
         self.random = random
+        self.keylog = keylog
         settings_from(config, is_client, &settings)
         seed = random(32)
         secret = config.secret or random(32)
@@ -369,7 +371,8 @@ cdef class Endpoint:
         cdef int space
         if connection.tls is None:
             connection.tls = Tls(
-                self.config, self.is_client, self.identity, self.parameters(c)
+                self.config, self.is_client, self.identity, self.parameters(c),
+                self.keylog,
             )
             if self.is_client:
                 self.apply(c, connection, connection.tls.start(), now)

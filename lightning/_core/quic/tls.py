@@ -27,6 +27,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from lightning._core.quic.params import ParameterError, PeerParameters, parse
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lightning._core.quic.config import EngineConfig, Identity
 
 __all__ = ["Tls", "TlsError", "TlsOutput"]
@@ -43,6 +45,10 @@ _CRYPTO_ERROR = 0x100
 INITIAL, HANDSHAKE, APPLICATION = 0, 1, 2
 _EPOCHS = (Epoch.INITIAL, Epoch.HANDSHAKE, Epoch.ONE_RTT)
 _LEVELS = {epoch: level for level, epoch in enumerate(_EPOCHS)}
+_LABELS = {
+    Epoch.HANDSHAKE: "HANDSHAKE_TRAFFIC_SECRET",
+    Epoch.ONE_RTT: "TRAFFIC_SECRET_0",
+}
 _EXPECTED = {
     State.CLIENT_EXPECT_SERVER_HELLO: INITIAL,
     State.SERVER_EXPECT_CLIENT_HELLO: INITIAL,
@@ -86,6 +92,8 @@ class Tls:
         is_client: Which end we are.
         identity: The server's certificate and key.
         parameters: Our transport parameters, encoded.
+        keylog: Called with each secret as a line of NSS's key log format, for
+            programs that decrypt captures.
 
     Attributes:
         certificate: The peer's, in DER, once it is proven; else empty.
@@ -98,8 +106,10 @@ class Tls:
         is_client: bool,
         identity: Identity | None,
         parameters: bytes,
+        keylog: Callable[[str], object] | None = None,
     ) -> None:
         self._is_client = is_client
+        self._keylog = keylog
         self._context: tls.Context | None
         self._context = context = tls.Context(
             is_client=is_client,
@@ -211,6 +221,11 @@ class Tls:
         if epoch in _LEVELS:
             sealing = direction == Direction.ENCRYPT
             self._output.secrets.append((_LEVELS[epoch], sealing, int(suite), secret))
+            if self._keylog is not None and self._context is not None:
+                owner = "CLIENT" if sealing == self._is_client else "SERVER"
+                number = (self._context.client_random or b"").hex()
+                label = f"{owner}_{_LABELS[epoch]}"
+                self._keylog(f"{label} {number} {secret.hex()}")
 
     def _on_extensions(self, _alpn: str | None) -> None:
         received = self._context.received_extensions if self._context else None

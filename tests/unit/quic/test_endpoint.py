@@ -2,6 +2,7 @@
 
 import random
 import sys
+import threading
 
 import pytest
 from aioquic.buffer import Buffer
@@ -423,6 +424,56 @@ def test_many_connections_find_their_own():
     for number, connection in enumerate(connections):
         assert connection.read(0) == (b"%d" % number)[::-1]
     assert near.connections == far.connections == 50
+
+
+def carry(near, far, now):
+    """Move what both have to send, once."""
+    for data, _ in near.datagrams_to_send(now):
+        far.receive(data, CLIENT, now)
+    for data, _ in far.datagrams_to_send(now):
+        near.receive(data, SERVER, now)
+    for end in (near, far):
+        if (end.next_timeout() or 1e9) <= now:
+            end.handle_timeout(now)
+
+
+def collect(far, received):
+    """Read what has come to a server."""
+    while (event := far.next_event()) is not None:
+        if event.kind == "readable":
+            body = event.connection.read(event.stream_id)
+            received[event.stream_id] = received.get(event.stream_id, b"") + body
+
+
+def test_threads_may_share_an_endpoint():
+    """Writers in threads of their own, while this one moves datagrams."""
+    near, far = client(), server()
+    connection = near.connect(SERVER, 0.0)
+    received = {}
+    now = 0.0
+    while not connection.is_confirmed:
+        carry(near, far, now)
+
+    def write(letter):
+        for _ in range(20):
+            stream = connection.open_stream()
+            for _ in range(10):
+                connection.send(stream, letter * 500)
+            connection.send(stream, b"", fin=True)
+
+    writing = [threading.Thread(target=write, args=(bytes([n]),)) for n in range(4)]
+    for thread in writing:
+        thread.start()
+    for _ in range(20_000):
+        now += 0.001
+        carry(near, far, now)
+        collect(far, received)
+        if sum(map(len, received.values())) == 80 * 5000:
+            break
+    for thread in writing:
+        thread.join(20)
+    assert len(received) == 80
+    assert all(len(set(body)) == 1 and len(body) == 5000 for body in received.values())
 
 
 def test_nothing_is_left_after_many_streams():

@@ -76,6 +76,24 @@ def test_a_handshake_gives_both_the_same_secrets():
     assert pair.client.suite == 0x1301
 
 
+def test_the_key_log_has_what_captures_need():
+    """Four secrets, the same at both ends, under the client's random."""
+    mine, theirs = [], []
+    near = Endpoint(EngineConfig(), is_client=True, keylog=mine.append)
+    far = Endpoint(
+        EngineConfig(), is_client=False, identity=IDENTITY, keylog=theirs.append
+    )
+    Two(near, far).connect()
+    assert sorted(mine) == sorted(theirs)
+    assert {line.split()[0] for line in mine} == {
+        "CLIENT_HANDSHAKE_TRAFFIC_SECRET",
+        "SERVER_HANDSHAKE_TRAFFIC_SECRET",
+        "CLIENT_TRAFFIC_SECRET_0",
+        "SERVER_TRAFFIC_SECRET_0",
+    }
+    assert len({line.split()[1] for line in mine}) == 1
+
+
 def test_the_client_hello_is_small_and_says_no_name():
     """One X25519 share, AES-128 first, no SNI: it fits one datagram."""
     output = Pair().client.start()
