@@ -112,13 +112,16 @@ async def start_server() -> AsyncIterator[Callable[..., object]]:
         return server
 
     yield start
-    await until_async(lambda: not in_flight(*servers))
+    try:
+        await until_async(lambda: not in_flight(*servers))
+    finally:
+        for server in servers:
+            await server.stop()
+        await asyncio.sleep(0)
     for server in servers:
-        await server.stop()
         assert not server._tasks
         assert not server._strangers
         assert not len(server._table)
-    await asyncio.sleep(0)
 
 
 @pytest.fixture
@@ -136,9 +139,12 @@ async def make_client() -> AsyncIterator[Callable[..., AsyncLightning]]:
         return client
 
     yield make
-    await until_async(lambda: not in_flight(*clients))
+    try:
+        await until_async(lambda: not in_flight(*clients))
+    finally:
+        for client in clients:
+            await client.close()
     for client in clients:
-        await client.close()
         assert not client._attempts
         assert not client._sessions
 
@@ -184,9 +190,11 @@ def start_blocking_server() -> Iterator[Callable[..., LightningServer]]:
         return server
 
     yield start
-    until(lambda: not in_flight(*servers))
-    for server in servers:
-        server.stop()
+    try:
+        until(lambda: not in_flight(*servers))
+    finally:
+        for server in servers:
+            server.stop()
 
 
 @pytest.fixture
@@ -204,9 +212,11 @@ def make_blocking_client() -> Iterator[Callable[..., Lightning]]:
         return client
 
     yield make
-    until(lambda: not in_flight(*clients))
-    for client in clients:
-        client.close()
+    try:
+        until(lambda: not in_flight(*clients))
+    finally:
+        for client in clients:
+            client.close()
 
 
 @pytest.fixture
