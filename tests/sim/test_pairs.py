@@ -193,6 +193,19 @@ def test_a_clean_link_is_filled(combination, sender):
     assert 0.8 < complete(pair) < 1.6
 
 
+@pytest.mark.parametrize("keep_alive", [0.0, 2.0])
+def test_keep_alive_finds_a_client_behind_a_new_address(keep_alive):
+    """A client that only waits is lost behind a new address, unless it says a word."""
+    net = network(1, rebind_at=[(0.5, ("192.0.2.9", 9))])
+    answer = Transfer("server", 50_000, start=1.0)
+    traffic = Traffic([Transfer("client", 10, answer=answer)])
+    client = OurClient(keep_alive=keep_alive, idle_timeout=20.0)
+    pair = Pair(client, OurServer(idle_timeout=20.0), net, traffic)
+    finish(pair)
+    assert traffic.done is bool(keep_alive)
+    close(pair)
+
+
 def test_many_streams_pass_the_limit(combination):
     """More streams than the peer allows at once wait for their turn."""
     requests = [
@@ -353,6 +366,15 @@ def run_any(combination, seed, **size):
 def test_any_network(combination, seed):
     """No network makes bytes wrong or an end hang."""
     run_any(combination, seed)
+
+
+@pytest.mark.parametrize("seed", [23, 84, 102])
+def test_a_move_while_a_path_is_validated(combination, seed, request):
+    """The answer to a challenge may come from yet another address."""
+    if combination == "aioquic-ours":
+        reason = "the path that the answer came from is forgotten with its identifier"
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=False))
+    run_any(combination, seed, count=20, max_size=150_000)
 
 
 @pytest.mark.soak
