@@ -398,6 +398,7 @@ cdef int deliver(
             offset += taken
             size = direct - taken
     if size:
+        # If the sink gave the stream up, `next` is past all of this and none is kept.
         buffered = s.recv.buffered
         status = reassembly_store(&s.recv, offset, data, size)
         t.recv_buffered += s.recv.buffered - buffered
@@ -428,14 +429,12 @@ cdef int offer(StreamTable* t, Stream* s, int64_t now) noexcept nogil:
 cdef uint64_t give(
     StreamTable* t, Stream* s, const uint8_t* data, size_t size, int64_t now
 ) noexcept nogil:
-    """Call the sink and return how many bytes are done with."""
+    """Call the sink and return how many bytes it took."""
     cdef bint fin = s.recv.next + size == s.recv.final_size
     cdef size_t taken
     t.pinned = s
     taken = min(t.sink(t.sink_context, s, data, size, fin), size)
     t.pinned = NULL
-    if s.discards:
-        return size
     s.paused = taken < size
     streams_consume(t, s, taken, now)
     return taken

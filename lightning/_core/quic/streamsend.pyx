@@ -153,7 +153,6 @@ cdef int lose_data(
         send_reset(t, s, s.stop_code)
         return OK
     # Ahead of the others: the peer holds what follows until it has this.
-    list_remove(t, LIST_BLOCKED, s)
     list_remove(t, LIST_READY, s)
     list_push_first(t, LIST_READY, s)
     return OK

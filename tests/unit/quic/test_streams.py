@@ -216,8 +216,10 @@ def test_a_paused_stream_may_be_read_instead():
 
 @pytest.mark.parametrize("fin", [False, True])
 @pytest.mark.parametrize("verb", ["stop", "release"])
-def test_the_sink_may_give_up_its_stream(verb, fin):
+@pytest.mark.parametrize("takes", [0, 10, 60])
+def test_the_sink_may_give_up_its_stream(verb, fin, takes):
     sink = Sink(max_data=100)
+    sink.takes = takes
     sink.act = getattr(sink.table, verb)
     assert sink.table.receive(stream_frame(0, 5, b"f")) == OK
     assert sink.table.receive(stream_frame(0, 0, b"abc" * 20, fin=fin)) == OK
