@@ -317,6 +317,11 @@ class LightningServer:
         """The settings in force."""
         return self._server.config
 
+    @property
+    def is_started(self) -> bool:
+        """Whether it listens."""
+        return self._server.is_started
+
     def set_miner_signer(self, signer: object) -> None:
         """Do as `AsyncLightningServer.set_miner_signer`."""
         self._server.set_miner_signer(signer)
@@ -362,7 +367,12 @@ class LightningServer:
 
     def start(self) -> None:
         """Do as `AsyncLightningServer.start`; serving goes on in the daemon thread."""
-        self._io.call(self._server.start)
+        try:
+            self._io.call(self._server.start)
+        except BaseException:
+            if not self.is_started:
+                self._io.stop()
+            raise
 
     def serve_forever(self) -> None:
         """Block until `stop` is called from another thread; Ctrl-C works.
@@ -370,7 +380,7 @@ class LightningServer:
         Raises:
             ConfigError: As `AsyncLightningServer.serve_forever`.
         """
-        if not self._io.is_running:
+        if not self.is_started:
             raise ConfigError("server not started: call start() first")
         self._io.call(self._server.serve_forever)
 

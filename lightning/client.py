@@ -770,7 +770,9 @@ def _log_loss(address: PeerAddr, connection: Connection) -> None:
     error = None if ended is None else ended()
     if error is None or (error.initiator == "local" and not error.code):
         return  # We closed it.
-    log.warning("connection to %s lost: %s", address, error.detail)
+    # Miners come and go; what is not a clean close is worth a look.
+    level = logging.WARNING if error.code or error.timed_out else logging.INFO
+    log.log(level, "connection to %s lost: %s", address, error.detail)
     if error.reason == "replaced":
         log.warning("another process has logged in at %s with our hotkey", address)
 

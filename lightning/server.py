@@ -459,6 +459,11 @@ class AsyncLightningServer:
             else:
                 break
 
+    @property
+    def is_started(self) -> bool:
+        """Whether it listens."""
+        return self._endpoint is not None
+
     def local_addr(self) -> PeerAddr:
         """Return the address and port that the server listens on.
 
