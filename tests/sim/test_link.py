@@ -143,8 +143,11 @@ def _noted(link, what):
 
 def test_the_two_directions_differ():
     net = network(3, loss=0.5, rate_bps=None)
-    sides = [numbers(flood(link)) for link in (net.to_server, net.to_client)]
-    assert sides[0] != sides[1]
+    lost = [
+        [entry[3] for entry in _noted(flood_and_return(link), "lost")]
+        for link in (net.to_server, net.to_client)
+    ]
+    assert lost[0] != lost[1]
 
 
 def test_one_seed_one_trace():

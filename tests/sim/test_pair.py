@@ -277,6 +277,9 @@ def test_a_reader_stops_at_its_cut_and_the_sender_hears_of_it():
     pair.step()
     assert server.wrote == [(0, "stop", 9)]
     assert not transfer.done
+    client.queue = [Event("stopped", 0, 8)]
+    with pytest.raises(Mismatch):
+        pair.step()
     client.queue = [Event("stopped", 0, 9)]
     pair.step()
     assert transfer.done
