@@ -49,10 +49,12 @@ from lightning.types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Hashable, Iterable, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
     from types import TracebackType
 
 T = TypeVar("T")
+# What an attempt is for: a dial, or a login.
+Target = PeerAddr | tuple[PeerAddr, str]
 
 # Seconds that the first address of a host name has before the next one is tried, too
 # (RFC 8305 section 8).
@@ -106,7 +108,7 @@ class AsyncLightning:
         self._registry = Registry()
         # Attempts under way, shared by all who need them: dials by their address,
         # logins by address and hotkey.
-        self._attempts: dict[Hashable, asyncio.Task[_Session]] = {}
+        self._attempts: dict[Target, asyncio.Task[_Session]] = {}
         self._dialling = 0
         # Logins that are under way, or wait for a dial.
         self._logins_at: Counter[PeerAddr] = Counter()
@@ -344,11 +346,12 @@ class AsyncLightning:
         axon = QuicAxonInfo.coerce(axon_info)
         frame = self._encode(QuicRequest.coerce(request))
         connection = await self._route(axon)
-        stream = StreamingResponse(
-            self.config.stream_chunk_timeout, self.config.max_stream_payload_bytes
+        return StreamingResponse(
+            connection.exchanges,
+            frame,
+            self.config.stream_chunk_timeout,
+            self.config.max_stream_payload_bytes,
         )
-        stream.start(connection.exchanges, frame)
-        return stream
 
     # How.
 
@@ -402,7 +405,7 @@ class AsyncLightning:
         return session.connection
 
     def _begin(
-        self, target: Hashable, attempt: Callable[[], Coroutine[Any, Any, _Session]]
+        self, target: Target, attempt: Callable[[], Coroutine[Any, Any, _Session]]
     ) -> asyncio.Task[_Session]:
         """Begin an attempt, unless one is under way for the same target."""
         task = self._attempts.get(target)
@@ -414,7 +417,7 @@ class AsyncLightning:
 
     async def _share(
         self,
-        target: Hashable,
+        target: Target,
         attempt: Callable[[], Coroutine[Any, Any, _Session]],
         *,
         on_demand: bool = True,
@@ -445,7 +448,7 @@ class AsyncLightning:
             raise copy.copy(error) from error.__cause__
         raise error
 
-    def _forget_attempt(self, target: Hashable, task: asyncio.Task[_Session]) -> None:
+    def _forget_attempt(self, target: Target, task: asyncio.Task[_Session]) -> None:
         self._attempts.pop(target, None)
         if not task.cancelled():
             task.exception()  # Perhaps nobody is left who wants to know.
@@ -533,7 +536,7 @@ class AsyncLightning:
             log.warning("no login of %s at %s: %s", hotkey, address, error)
             raise
 
-    def _failed(self, target: Hashable) -> None:
+    def _failed(self, target: Target) -> None:
         self._registry.backoff(target).failed(time.monotonic(), self.config)
 
     def _require_room(self, address: PeerAddr) -> None:
@@ -777,11 +780,8 @@ def _log_loss(address: PeerAddr, connection: Connection) -> None:
         log.warning("another process has logged in at %s with our hotkey", address)
 
 
-def _name(target: Hashable) -> str:
-    match target:
-        case PeerAddr():
-            return str(target)
-        case (address, hotkey):
-            return f"{hotkey} at {address}"
-        case _:
-            return str(target)
+def _name(target: Target) -> str:
+    if isinstance(target, PeerAddr):
+        return str(target)
+    address, hotkey = target
+    return f"{hotkey} at {address}"

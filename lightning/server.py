@@ -162,7 +162,7 @@ class AsyncLightningServer:
         # Those of the tasks that answer requests.
         self._requests: set[asyncio.Task[Any]] = set()
         self._permits_known = asyncio.Event()
-        self._stopped: asyncio.Event | None = None
+        self._stopped = asyncio.Event()
         self._serving = 0
         # False from stop() on; requests are then no longer begun.
         self._open = False
@@ -311,9 +311,15 @@ class AsyncLightningServer:
         """
         if self._open or self._endpoint is not None:
             raise ConfigError("the server is already started: call stop() first")
+        settings = self.config
+        self._answers = Answers(settings)
+        self._stopped = asyncio.Event()
+        self._permits = PermitSet()
+        self._permits_known = asyncio.Event()
+        self._sources = SourceAllowlist.enforce(())
         self._open = True
         try:
-            await self._bind()
+            endpoint = self._endpoint = await self._bind()
         except LightningConnectionError as error:
             raise ConfigError(f"failed to create QUIC endpoint: {error.detail}") from (
                 error.__cause__
@@ -322,13 +328,7 @@ class AsyncLightningServer:
             self._open = self._endpoint is not None
         if self._signer is None:
             log.warning("no signer is set: every login will be refused")
-        settings = self.config
-        self._answers = Answers(settings)
-        self._stopped = asyncio.Event()
-        self._permits = PermitSet()
-        self._permits_known = asyncio.Event()
-        self._sources = SourceAllowlist.enforce(())
-        self._spawn(self._sweep(), "sweep")
+        self._spawn(self._sweep(endpoint), "sweep")
         if settings.require_validator_permit:
             self._spawn(
                 refresh(
@@ -357,7 +357,7 @@ class AsyncLightningServer:
             )
         log.info("miner %s serves on %s", self.miner_hotkey, self.local_addr())
 
-    async def _bind(self) -> None:
+    async def _bind(self) -> ServerEndpoint:
         settings = self.config
         identity = Identity()
         endpoint = ServerEndpoint(
@@ -385,7 +385,7 @@ class AsyncLightningServer:
         family, _, _, _, address = places[0]
         self._fingerprint = certificate_fingerprint(identity.der)
         await endpoint.open(family, address)
-        self._endpoint = endpoint
+        return endpoint
 
     async def serve_forever(self) -> None:
         """Return when the server has been stopped.
@@ -395,7 +395,7 @@ class AsyncLightningServer:
                 without a resolver.
         """
         stopped = self._stopped
-        if self._endpoint is None or stopped is None:
+        if self._endpoint is None:
             raise ConfigError("server not started: call start() first")
         if self.config.require_validator_permit and self._permit_resolver is None:
             raise ConfigError(
@@ -433,13 +433,11 @@ class AsyncLightningServer:
             task.cancel()
         endpoint.close("server_shutdown")
         pool.shutdown()
-        if tasks:
-            _, stuck = await asyncio.wait(tasks, timeout=CANCEL_TIMEOUT)
-            for task in stuck:
-                log.warning("%s does not end though it was cancelled", task.get_name())
+        _, stuck = await asyncio.wait(tasks, timeout=CANCEL_TIMEOUT)
+        for task in stuck:
+            log.warning("%s does not end though it was cancelled", task.get_name())
         self._endpoint = None
-        if stopped is not None:
-            stopped.set()
+        stopped.set()
         # Whoever waits in serve_forever() sees it return, not a cancelled call.
         while self._serving:  # noqa: ASYNC110 - it is only a turn of the loop away.
             await asyncio.sleep(0)
@@ -758,9 +756,9 @@ class AsyncLightningServer:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("task %s failed", task.get_name(), exc_info=error)
 
-    async def _sweep(self) -> None:
+    async def _sweep(self, endpoint: ServerEndpoint) -> None:
         next_cleanup = time.monotonic() + self.config.nonce_cleanup_interval_secs
-        while (endpoint := self._endpoint) is not None:
+        while True:
             await asyncio.sleep(SWEEP_INTERVAL)
             now = asyncio.get_running_loop().time()
             for connection in set(endpoint.connections.values()):

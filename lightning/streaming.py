@@ -34,8 +34,13 @@ class StreamingResponse:
         loop: The event loop that it belongs to.
     """
 
-    def __init__(self, chunk_timeout: float | None, max_payload: int) -> None:
-        self._exchange: ClientExchange | None = None
+    def __init__(
+        self,
+        exchanges: Exchanges,
+        frame: bytes,
+        chunk_timeout: float | None,
+        max_payload: int,
+    ) -> None:
         self.loop = asyncio.get_running_loop()
         self._chunk_timeout = chunk_timeout
         self._max_payload = max_payload
@@ -46,8 +51,6 @@ class StreamingResponse:
         self._ended = False
         self._waiter: asyncio.Future[None] | None = None
 
-    def start(self, exchanges: Exchanges, frame: bytes) -> None:
-        """Send the request; called once by the client."""
         # The connection must not keep alive what the caller has dropped.
         reader = weakref.ref(self)
 
@@ -62,10 +65,12 @@ class StreamingResponse:
         self._exchange = exchanges.start(frame, on_frame, on_error)
 
     def __del__(self) -> None:
-        if self._exchange is not None and not self._ended:
+        # There is none if it could not be started.
+        exchange = getattr(self, "_exchange", None)
+        if exchange is not None and not self._ended:
             try:
                 # Any thread may collect garbage.
-                self.loop.call_soon_threadsafe(self._exchange.cancel)
+                self.loop.call_soon_threadsafe(exchange.cancel)
             except RuntimeError:
                 return  # The loop is closed, and the connection with it.
 
@@ -143,8 +148,7 @@ class StreamingResponse:
         self._ended = True
         self._error = None
         self._frames.clear()
-        if self._exchange is not None:
-            self._exchange.cancel()
+        self._exchange.cancel()
         self._wake()
 
     async def _wait(self) -> None:
@@ -165,8 +169,7 @@ class StreamingResponse:
         self._buffered -= len(payload) + CHUNK_OVERHEAD
         if self._paused and self._buffered <= HIGH_WATER // 2:
             self._paused = False
-            if self._exchange is not None:
-                self._exchange.resume()
+            self._exchange.resume()
         try:
             chunk = read_stream_frame(kind, payload)
         except LightningError:

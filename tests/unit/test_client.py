@@ -1076,3 +1076,47 @@ async def test_a_stream_needs_a_chunk_timeout_to_give_up(start_server, connect):
     with pytest.raises(StreamError, match="chunk read timed out"):
         await stream.next_chunk()
     await until_async(lambda: not server._requests)
+
+
+async def test_of_an_answer_only_the_first_outcome_counts(make_client):
+    """Whatever comes in the same turn of the loop, before the caller runs."""
+
+    class Exchange:
+        def complete(self) -> None: ...
+        def cancel(self) -> None: ...
+
+    class Exchanges:
+        def start(self, frame, on_frame, on_error) -> Exchange:
+            self.on_frame, self.on_error = on_frame, on_error
+            return Exchange()
+
+    class Connection:
+        def __init__(self) -> None:
+            self.exchanges = Exchanges()
+
+    client = make_client()
+    loop = asyncio.get_running_loop()
+    for order in ("frame error timeout", "error frame timeout", "timeout frame error"):
+        connection = Connection()
+        task = asyncio.create_task(client._ask(connection, b"", 0))
+        await asyncio.sleep(0)
+        reports = {
+            "frame": lambda c=connection: c.exchanges.on_frame(Exchange(), 4, b"a"),
+            "error": lambda c=connection: c.exchanges.on_error(
+                Exchange(), ConnectionClosed()
+            ),
+        }
+        first, *rest = order.split()
+        # The timer is due in the coming turn: what is called soon comes before it.
+        for name in [first, *rest]:
+            if name != "timeout":
+                schedule = loop.call_later if first == "timeout" else loop.call_soon
+                arguments = (0,) if first == "timeout" else ()
+                schedule(*arguments, reports[name])
+        if first == "frame":
+            _, (kind, payload, _) = await task
+            assert (kind, payload) == (4, b"a")
+        else:
+            error = RequestTimeout if first == "timeout" else ConnectionClosed
+            with pytest.raises(error):
+                await task

@@ -248,6 +248,22 @@ def test_ctrl_c_ends_a_call_at_once_and_cancels_it(owner):
     assert owner.io.call(name_of_thread) == "owner"
 
 
+def test_a_call_that_is_cancelled_before_it_began_never_begins(owner):
+    """Ctrl-C may come between any two lines."""
+    begun = []
+
+    async def begin() -> None:
+        begun.append(1)
+
+    owner.io.call(name_of_thread)
+    call = loop_module._Call(begin, ())
+    call.cancel()
+    call.schedule(owner.io._loop)
+    call.cancel()
+    assert owner.io.call(name_of_thread) == "owner"
+    assert not begun
+
+
 def test_a_forked_child_gets_a_clear_error(owner):
     """And it neither hangs nor disturbs its parent when it exits."""
     owner.io.call(name_of_thread)

@@ -126,6 +126,16 @@ def test_reconcile_removes_moves_and_adds():
     assert set(registry.hotkeys) == {"stays"}
 
 
+def test_reconcile_keeps_an_address_that_still_has_somebody():
+    registry = Registry()
+    for hotkey in ("goes", "moves", "stays"):
+        registry.register(hotkey, A)
+    changes = registry.reconcile([axon("moves", B), axon("stays", A)], ())
+    assert (changes.removed, changes.moved) == ([], [])
+    assert changes.wanted == {B: ["moves"]}
+    assert registry.hotkeys_at(A) == {"stays"}
+
+
 def test_reconcile_wants_the_dead_again_and_resets_backoff():
     registry = Registry()
     registry.register("m", A)

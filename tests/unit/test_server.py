@@ -23,9 +23,11 @@ from lightning import (
 from lightning import answers as answers_module
 from lightning import refresh as refresh_module
 from lightning import server as server_module
+from lightning._core.wire.messages import HandshakeRequest
 from lightning.errors import (
     ConfigError,
     ConnectionClosed,
+    HandshakeError,
     HandshakeRejected,
     LightningConnectionError,
     StreamError,
@@ -955,6 +957,20 @@ async def test_who_leaves_during_the_login_takes_no_place(start_server):
     await until_async(lambda: not server._tasks or not server._requests)
     assert not len(server._table)
     assert not server._strangers
+
+
+async def test_a_connection_that_is_gone_is_not_registered(start_server):
+    """Even if its login outlived it: the place would never be free again."""
+    server = await start_server()
+
+    class Gone:
+        is_alive = False
+
+    async with raw_client(port_of(server)) as raw:
+        request = HandshakeRequest.from_payload(login_frame(raw.certificate)[5:])
+    with pytest.raises(HandshakeError, match="closed meanwhile"):
+        await server._check_login(Gone(), request)
+    assert not len(server._table)
 
 
 # Permits.

@@ -325,6 +325,24 @@ async def test_what_came_before_the_end_of_the_connection_is_delivered(open_stre
     assert axon
 
 
+async def test_a_connection_that_ends_under_a_dropped_stream(open_stream):
+    stream, client, _, _ = await open_stream()
+    (connection,) = connections(client)
+    del stream
+    connection.close()
+    assert not len(connection.exchanges)
+
+
+async def test_a_stream_cannot_be_started_on_a_dead_connection(open_stream):
+    stream, client, _, _ = await open_stream()
+    (connection,) = connections(client)
+    connection.close("why")
+    with pytest.raises(ConnectionClosed, match="why"):
+        StreamingResponse(connection.exchanges, b"", None, 1)
+    with pytest.raises(ConnectionClosed, match="why"):
+        await stream.collect_all()
+
+
 async def test_chunks_after_the_end_are_ignored(make_client):
     """A peer's stream is over with its StreamEnd, whatever it sends then."""
     data = StreamChunk(b"x").to_frame() + StreamEnd(True, None).to_frame()

@@ -356,6 +356,22 @@ async def test_a_reset_reaches_the_exchange(endpoints):
             await ask(connection)
 
 
+async def test_a_peer_may_change_its_connection_ids(endpoints):
+    """Requests go on, and no identifier stays behind."""
+    serve, _ = endpoints
+    server = await serve()
+    async with raw_client(server.endpoint.local_addr.port) as raw:
+        for _ in range(5):
+            assert (await raw.ask(frame(3, b"q"))).data == frame(4, b"q")
+            raw._quic.change_connection_id()
+            raw.transmit()
+        assert (await raw.ask(frame(3, b"q"))).data == frame(4, b"q")
+        (connection,) = server.connections
+        assert set(server.endpoint.connections) == connection.cids
+        assert len(connection.cids) <= 9
+    await until_async(lambda: not server.endpoint.connections)
+
+
 # Strangers.
 
 
@@ -419,7 +435,10 @@ async def test_noise_starts_nothing(endpoints, datagrams):
     sender, received = datagrams
     address = tuple(server.endpoint.local_addr)
     noise = [b"", b"\0", b"\x40" * 30, b"\xc0" * 1200, bytes(range(256)) * 6]
-    noise += [initial(size=1199), initial(version=0), initial()[:600]]
+    noise += [initial(size=1199), initial()[:600]]
+    # Version Negotiation, Handshake and 0-RTT packets of nobody's connection.
+    noise += [initial(version=0, size=size) for size in range(1200, 1204)]
+    noise += [bytes([0xE3]) + initial()[1:], bytes([0xD3]) + initial()[1:]]
     for data in noise:
         sender.sendto(data, address)
     connection = await dial(server)

@@ -1,0 +1,97 @@
+"""Answering by handlers, with an exchange that only records; the wire's is elsewhere."""
+
+import asyncio
+
+import pytest
+
+from lightning import HandlerContext, LightningServerConfig, PeerAddr
+from lightning._core.wire.messages import StreamChunk, StreamEnd, SynapseResponse
+from lightning.answers import Answers, fail
+from lightning.handlers import HandlerTable
+
+CONTEXT = HandlerContext("v", PeerAddr("127.0.0.1", 1), "h", 0.0, "conn_v_1")
+
+
+class Exchange:
+    """Takes so many frames, then wants no more."""
+
+    stream_id = 8
+
+    def __init__(self, wants: int = 100) -> None:
+        self.wants = wants
+        self.frames: list[tuple[bytes, bool]] = []
+
+    def respond(self, frame: bytes, fin: bool = True) -> bool:
+        if len(self.frames) >= self.wants:
+            return False
+        self.frames.append((frame, fin))
+        return True
+
+
+@pytest.fixture
+def answers():
+    answers = Answers(LightningServerConfig())
+    yield answers
+    answers.pool.shutdown(wait=True)
+
+
+def streaming(function):
+    return HandlerTable().add_streaming("h", function)
+
+
+async def test_a_stream_ends_with_the_client_that_wants_no_more(answers):
+    closed = []
+
+    async def endless(data: dict):
+        try:
+            while True:
+                yield b"x"
+        finally:
+            closed.append(1)
+
+    exchange = Exchange(wants=3)
+    await answers.stream(
+        exchange, streaming(endless), {}, CONTEXT, lambda stream_id: None
+    )
+    assert [fin for _, fin in exchange.frames] == [False] * 3
+    assert closed == [1]
+
+
+async def test_a_stream_waits_for_what_was_sent(answers):
+    """One chunk is asked for at a time, none while the last is on its way."""
+    made, rooms = [], []
+
+    async def three(data: dict):
+        for n in range(3):
+            made.append(n)
+            yield b"x"
+
+    def sent(stream_id: int):
+        assert stream_id == 8
+        rooms.append(asyncio.get_running_loop().create_future())
+        return rooms[-1]
+
+    exchange = Exchange()
+    task = asyncio.create_task(
+        answers.stream(exchange, streaming(three), {}, CONTEXT, sent)
+    )
+    for n in range(3):
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert (made, len(rooms)) == (list(range(n + 1)), n + 1)
+        rooms[n].set_result(None)
+    await task
+    kinds = [frame[0] for frame, _ in exchange.frames]
+    assert kinds == [5, 5, 5, 6]
+    assert [fin for _, fin in exchange.frames] == [False] * 3 + [True]
+    assert StreamChunk.from_payload(exchange.frames[0][0][5:]).data == b"x"
+
+
+def test_a_failure_is_in_the_frame_that_its_caller_waits_for():
+    for handler, kind in ((None, 4), (streaming(lambda data: []), 6)):
+        exchange = Exchange()
+        fail(exchange, "why", handler)
+        ((frame, fin),) = exchange.frames
+        assert (frame[0], fin) == (kind, True)
+        message = (SynapseResponse if kind == 4 else StreamEnd).from_payload(frame[5:])
+        assert (message.success, message.error) == (False, "why")
