@@ -350,6 +350,10 @@ class Structure(ctypes.Structure):
         ({(1, 2): 0}, "a tuple cannot be a map key ((1, 2))"),
         ({frozenset(): 0}, "a frozenset cannot be a map key (frozenset())"),
         ({Level.LOW: 0}, "a Level cannot be a map key"),
+        (
+            {memoryview(b"abcd").cast("B", (2, 2)): 0},
+            "a memoryview cannot be a map key",
+        ),
         ({1j: 0}, "a complex cannot be a map key (1j)"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
@@ -648,11 +652,12 @@ def test_a_key_whose_repr_fails_is_still_refused():
     assert "its repr() failed: RuntimeError" in str(error_of({Key(): 1}))
 
 
-def test_a_failure_leaves_nothing_behind():
-    """A thousand failures deep inside hold no reference to the value."""
-    marker = object()
-    before = sys.getrefcount(marker)
+@pytest.mark.parametrize("kind", [dict, collections.UserDict])
+def test_a_failure_leaves_nothing_behind(kind):
+    """A thousand failures deep inside hold no reference to keys and values."""
+    marker, key = object(), "a key".upper()
+    before = sys.getrefcount(marker), sys.getrefcount(key)
     for _ in range(1000):
         with pytest.raises(EncodeTypeError):
-            packb(nested(30, {"a": [marker]}))
-    assert sys.getrefcount(marker) == before
+            packb(nested(30, kind({key: [marker]})))
+    assert (sys.getrefcount(marker), sys.getrefcount(key)) == before

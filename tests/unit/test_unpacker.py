@@ -216,6 +216,18 @@ def test_names_that_come_again_are_read_right():
     assert unpackb(invalid) == {b"\xe9": 1}
 
 
+def test_bytes_that_are_no_text_are_never_taken_for_a_remembered_name():
+    """A name's characters may have the codes of other bytes."""
+    for code in range(128 * 128):
+        name = chr(128 + code // 128) + chr(128 + code % 128)
+        raw = name.encode("latin-1")
+        assert unpackb(msgpack.packb({name: 0})) == {name: 0}
+        try:
+            raw.decode()
+        except UnicodeDecodeError:
+            assert unpackb(b"\x81\xa2" + raw + b"\0") == {raw: 0}
+
+
 def test_a_remembered_name_is_shared():
     first, second = unpackb(msgpack.packb([{"field_name": 1}, {"field_name": 2}]))
     assert next(iter(first)) is next(iter(second))
@@ -286,6 +298,11 @@ def test_a_false_length_is_refused_without_allocating(head):
         assert tracemalloc.get_traced_memory()[1] < 20_000
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("data", ["93c0c0", "830000000000", "de0002000000", "c403c0c0"])
+def test_a_length_that_cannot_be_true_is_refused_at_its_head(data):
+    assert error_of(bytes.fromhex(data)).offset == 0
 
 
 def test_false_lengths_one_in_the_other_allocate_no_more_than_the_budget():
@@ -398,6 +415,13 @@ def test_the_estimate_is_near_the_truth(name):
     assert 0.9 * truth <= price_of(item) + 8 <= 2 * truth + 90
 
 
+def test_a_name_costs_the_same_whether_it_is_remembered_or_not():
+    """What one message may hold does not depend on the messages before it."""
+    unnamed = price_of(b"\x81\xa0\xc0")
+    assert price_of(b"\x81\xa8longname\xc0") - unnamed >= 72
+    assert price_of(b"\x81\xd9\x28" + b"n" * 40 + b"\xc0") - unnamed >= 104
+
+
 def test_dicts_of_any_size_fit_into_their_estimate():
     for count in [*range(1, 100), 170, 171, 341, 342, 1000, 5461, 5462, 10923]:
         pairs = {f"{i:05}": None for i in range(count)}
@@ -473,11 +497,14 @@ def test_a_reader_is_as_good_after_ten_thousand_bad_messages():
 
 
 def test_a_failure_leaves_nothing_behind():
+    """Neither containers, nor what is in them, nor a key that waits for its value."""
+    key = b"\xd9\xc8" + b"k" * 200
+    data = b"\x91" * 30 + b"\x82" + key + b"\xc4\x64" + bytes(100) + key + b"\xc1"
     gc.collect()
     tracemalloc.start()
     try:
         for _ in range(300):
-            error_of(b"\x91" * 30 + b"\x82\xa3abc\xc4\x64" + bytes(100) + b"\xa2xy\xc1")
+            error_of(data)
         gc.collect()
         assert tracemalloc.get_traced_memory()[0] < 20_000
     finally:
