@@ -615,6 +615,96 @@ def test_retiring_the_identifier_in_use_closes():
     assert attacker.verdict == PROTOCOL_VIOLATION
 
 
+def test_a_flood_of_identifiers_is_stopped():
+    """Each makes one retirement due, and none is acknowledged (section 5.1.2)."""
+    attacker = Attacker()
+    for number in range(10, 2000):
+        attacker.send(
+            frame(0x18, number, number, b"\x08", number.to_bytes(8), bytes(16))
+        )
+        if attacker.verdict is not None:
+            break
+    assert attacker.verdict == CONNECTION_ID_LIMIT
+    assert number < 100
+
+
+def test_retiring_what_was_issued_goes_on_for_ever():
+    """Each retired identifier is replaced, at constant cost, by one that routes."""
+    attacker = Attacker()
+    for number in range(1, 300):
+        attacker.send(frame(0x19, number))
+        attacker.end.datagrams_to_send(0.0)
+    assert attacker.verdict is None
+    assert attacker.victim.stats()["local_cids"] == 4
+
+
+# Memory and work that a peer can cause.
+
+
+def test_gaps_are_bounded():
+    """A stream of one-byte fragments with gaps between ends the connection."""
+    attacker = Attacker()
+    for number in range(3000):
+        attacker.send(frame(0x0E, 0, 2 * number + 1, 1, b"x"))
+        if attacker.verdict is not None:
+            break
+    assert attacker.verdict == 0x01
+    assert 1000 < number < 1100
+
+
+def test_a_window_is_not_opened_by_what_arrives():
+    """Only what is read is granted again: the last byte of a window opens nothing."""
+    attacker = Attacker().settle()
+    limit = attacker.end.config.max_stream_data
+    attacker.send(frame(0x0E, 0, limit - 1, 1, b"x"))
+    attacker.send(frame(0x01))
+    attacker.end.datagrams_to_send(1.0)
+    assert attacker.victim.read(0) == b""
+    assert attacker.end.stats()["blocks_in_use"] <= 2
+    attacker.send(frame(0x0E, 0, limit, 1, b"x"))
+    assert attacker.verdict == FLOW_CONTROL
+
+
+def test_empty_frames_cost_nothing():
+    """Ten thousand frames without a byte on one stream hold no memory."""
+    attacker = Attacker()
+    for _ in range(40):
+        attacker.send(frame(0x0A, 0, 0) * 300)
+    assert attacker.verdict is None
+    assert attacker.victim.stats()["streams"] == 1
+    assert attacker.end.stats()["blocks_in_use"] == 0
+
+
+def test_crypto_data_is_bounded():
+    """In every space, also with gaps that keep TLS from taking it."""
+    for epoch in (Epoch.INITIAL, Epoch.HANDSHAKE):
+        attacker = half_way()
+        for number in range(1, 200):
+            attacker.send(
+                frame(0x06, 5000 + number * 1000, 1000, bytes(1000)).ljust(1180, b"\0"),
+                epoch=epoch,
+            )
+        end = attacker.events[-1].connection.end
+        assert end.code == CRYPTO_BUFFER_EXCEEDED
+        assert attacker.end.stats()["blocks_in_use"] <= 20
+
+
+def test_other_connections_packets_in_a_datagram_are_ignored():
+    """All packets of a datagram are for one connection (RFC 9000 section 12.2)."""
+    far = server()
+    first, second = Attacker(far), Attacker(far)
+    long = half_way()
+    mine = first.seal(Epoch.ONE_RTT, frame(0x0B, 0, 1, b"a"))
+    other = second.seal(Epoch.ONE_RTT, frame(0x0B, 0, 1, b"b"))
+    far.receive(
+        long.seal(Epoch.HANDSHAKE, frame(0x01)) + mine + other, ("10.0.0.1", 1000), 0.0
+    )
+    assert first.victim.read(0) == b""
+    assert second.victim.read(0) == b""
+    far.receive(mine, ("10.0.0.1", 1000), 0.0)
+    assert first.victim.read(0) == b"a"
+
+
 # The path's size, its marks, and acknowledgements.
 
 
