@@ -259,7 +259,6 @@ def test_a_call_that_is_cancelled_before_it_began_never_begins(owner):
     call = loop_module._Call(begin, ())
     call.cancel()
     call.schedule(owner.io._loop)
-    call.cancel()
     assert owner.io.call(name_of_thread) == "owner"
     assert not begun
 

@@ -318,7 +318,10 @@ async def test_paused_streams_hold_up_the_sender(endpoints):
     await until_async(lambda: not len(connection.exchanges))
 
 
-async def test_who_waits_for_room_is_woken_by_the_end(endpoints):
+@pytest.mark.parametrize("end", ["close", "failure"])
+async def test_who_waits_for_room_is_woken_by_the_end(
+    end, endpoints, unforeseen, monkeypatch
+):
     serve, dial = endpoints
     server = await serve()
     server.answers = False
@@ -331,9 +334,16 @@ async def test_who_waits_for_room_is_woken_by_the_end(endpoints):
     other, answer, _, _ = server.requests.pop()
     answer.respond(frame(5, bytes(5_000_000)), False)
     waiter = other.sent(answer.stream_id)
-    other.close()
-    await waiter
+    if end == "close":
+        other.close()
+    else:
+        monkeypatch.setattr(other._quic, "receive_datagram", lambda *, now: None)
+        exchange.cancel()
+    async with asyncio.timeout(10):
+        await waiter
     assert other.sent(answer.stream_id) is None
+    assert len(unforeseen) == (end == "failure")
+    unforeseen.clear()
 
 
 async def test_stop_and_reset_of_what_has_ended_are_fine(endpoints):
