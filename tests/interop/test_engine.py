@@ -150,7 +150,15 @@ def test_its_client_and_our_server(peer_client, driver):
     mine.until(lambda: any(event.kind == "readable" for event in mine.events))
     event = next(event for event in mine.events if event.kind == "readable")
     reader = FrameReader()
-    reader.feed(event.connection.read(event.stream_id))
+
+    def arrived() -> bool:
+        # It writes header and payload one after the other.
+        data = event.connection.read(event.stream_id)
+        if data:
+            reader.feed(data)
+        return reader.ready
+
+    mine.until(arrived)
     assert mine.end.stats()["retries_sent"] >= 1
     request = decode_message(*reader.take())
     assert request.validator_hotkey == VALIDATOR_HOTKEY

@@ -369,11 +369,8 @@ def test_any_network(combination, seed):
 
 
 @pytest.mark.parametrize("seed", [23, 84, 102])
-def test_a_move_while_a_path_is_validated(combination, seed, request):
+def test_a_move_while_a_path_is_validated(combination, seed):
     """The answer to a challenge may come from yet another address."""
-    if combination == "aioquic-ours":
-        reason = "the path that the answer came from is forgotten with its identifier"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=False))
     run_any(combination, seed, count=20, max_size=150_000)
 
 

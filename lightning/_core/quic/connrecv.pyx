@@ -443,9 +443,12 @@ cdef void on_payload(
     # What was consumed meanwhile may have raised a limit.
     if streams_has_frames(&c.streams):
         conn_list(c, CONNS_SEND)
-    if a.space == APPLICATION and a.path != <int> c.path and a.moves:
-        if a.pn == c.recv[a.space].largest:
-            move(c, a.path, now)
+    if (
+        a.space == APPLICATION and a.path != <int> c.path and a.moves
+        and a.pn == c.recv[a.space].largest
+        and c.paths[a.path].used  # It may have lost its connection ID just now.
+    ):
+        move(c, a.path, now)
 
 
 cdef void note_received(Conn* c, Arrival* a, int64_t now) noexcept nogil:
@@ -541,7 +544,7 @@ cdef int on_rare_frame(Conn* c, Arrival* a, Frame* f, int64_t now) noexcept nogi
             conn_list(c, CONNS_SEND)
         return OK
     if f.type == FRAME_PATH_RESPONSE:
-        return on_path_response(c, f.body.path_data)
+        return on_path_response(c, a, f.body.path_data)
     if f.type == FRAME_NEW_TOKEN:
         return on_new_token(c, f)
     if f.type == FRAME_HANDSHAKE_DONE:
@@ -750,7 +753,9 @@ cdef void move(Conn* c, int path, int64_t now) noexcept nogil:
     conn_list(c, CONNS_SEND)
 
 
-cdef int on_path_response(Conn* c, const uint8_t* data) noexcept nogil:
+cdef int on_path_response(
+    Conn* c, const Arrival* a, const uint8_t* data
+) noexcept nogil:
     """Validate the path whose challenge this answers (RFC 9000 8.2.3)."""
     cdef uint32_t i, k
     cdef int status
@@ -762,7 +767,8 @@ cdef int on_path_response(Conn* c, const uint8_t* data) noexcept nogil:
         if i != c.path:
             return OK
         for k in range(PATHS_MAX):
-            if k != i and c.paths[k].used:
+            # The answer may have come from yet another address: the peer moved again.
+            if k != i and c.paths[k].used and <int> k != a.path:
                 status = conn_forget_path(c, k)
                 if status != OK:
                     return status

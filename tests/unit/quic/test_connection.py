@@ -14,6 +14,7 @@ from tests.support.quic import (
     FRAME_ENCODING,
     KEY_UPDATE,
     PROTOCOL_VIOLATION,
+    SERVER,
     STREAM_LIMIT,
     STREAM_STATE,
     TRANSPORT_PARAMETER,
@@ -568,6 +569,36 @@ def test_a_new_address_gets_three_times_what_it_sent():
             if to == ("10.9.9.9", 9):
                 size += len(data)
     assert 0 < size <= 3 * 129
+
+
+def test_a_peer_may_move_while_it_is_asked():
+    """The answer to a challenge comes from a third address, and is no dead end."""
+    attacker = Attacker().settle()
+    second, third = ("10.0.0.1", 1002), ("10.0.0.1", 1003)
+    attacker.send(frame(0x01), source=second)
+    for data, to in attacker.end.datagrams_to_send(attacker.now):
+        assert to == second
+        attacker.quic.receive_datagram(data, SERVER, attacker.now)
+    attacker.quic.send_stream_data(0, b"x", end_stream=True)
+    for data, _ in attacker.quic.datagrams_to_send(attacker.now):
+        attacker.end.receive(data, third, attacker.now)
+    attacker.collect()
+    assert attacker.victim.address == third
+    assert attacker.victim.read(0) == b"x"
+    # It is proven in its turn, or no more than three times what came would be sent.
+    attacker.victim.send(0, bytes(50_000), fin=True)
+    sent = 0
+    for _ in range(200):
+        attacker.now += 0.01
+        attacker.end.handle_timeout(attacker.now)
+        for data, to in attacker.end.datagrams_to_send(attacker.now):
+            assert to == third
+            sent += len(data)
+            attacker.quic.receive_datagram(data, SERVER, attacker.now)
+        for data, _ in attacker.quic.datagrams_to_send(attacker.now):
+            attacker.end.receive(data, third, attacker.now)
+    assert sent > 50_000
+    assert attacker.verdict is None
 
 
 def test_a_path_that_is_not_proven_is_left():
