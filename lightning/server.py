@@ -163,7 +163,8 @@ class AsyncLightningServer:
         self._requests: set[asyncio.Task[Any]] = set()
         self._permits_known = asyncio.Event()
         self._stopped = asyncio.Event()
-        self._serving = 0
+        # One for each call of serve_forever() that has not returned.
+        self._serving: set[asyncio.Future[None]] = set()
         # False from stop() on; requests are then no longer begun.
         self._open = False
         self._complained_at = -COMPLAINT_INTERVAL
@@ -407,11 +408,13 @@ class AsyncLightningServer:
                 "enforce_source_allowlist needs a SourceAddressResolver: call "
                 "set_source_address_resolver() first"
             )
-        self._serving += 1
+        returned = asyncio.get_running_loop().create_future()
+        self._serving.add(returned)
         try:
             await stopped.wait()
         finally:
-            self._serving -= 1
+            self._serving.discard(returned)
+            returned.set_result(None)
 
     async def stop(self, timeout_secs: float = STOP_TIMEOUT) -> None:
         """Let running handlers finish, then close every connection and the socket.
@@ -427,22 +430,24 @@ class AsyncLightningServer:
         if endpoint is None or not self._open:
             return
         self._open = False
-        await self._drain(endpoint, timeout_secs)
-        tasks = self._tasks - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        endpoint.close("server_shutdown")
-        pool.shutdown()
-        _, stuck = await asyncio.wait(tasks, timeout=CANCEL_TIMEOUT)
-        for task in stuck:
-            log.warning("%s does not end though it was cancelled", task.get_name())
-        self._endpoint = None
-        stopped.set()
+        try:
+            await self._drain(endpoint, timeout_secs)
+        finally:
+            # Whoever does not want to wait cancels this, and has it stopped all the same.
+            tasks = self._tasks - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            endpoint.close("server_shutdown")
+            pool.shutdown()
+            self._endpoint = None
+            stopped.set()
+            serving, self._serving = self._serving, set()
+            log.info("miner %s has stopped", self.miner_hotkey)
         # Whoever waits in serve_forever() sees it return, not a cancelled call.
-        while self._serving:  # noqa: ASYNC110 - it is only a turn of the loop away.
-            await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        log.info("miner %s has stopped", self.miner_hotkey)
+        await asyncio.wait(tasks | serving, timeout=CANCEL_TIMEOUT)
+        for task in tasks:
+            if not task.done():
+                log.warning("%s does not end though cancelled", task.get_name())
 
     async def _drain(self, endpoint: ServerEndpoint, timeout: float) -> None:
         """Wait until nothing runs, and what was answered has arrived."""

@@ -353,17 +353,6 @@ def test_a_lost_connection_cancels_what_runs():
     assert not len(server.exchanges)
 
 
-def test_an_answer_that_cannot_be_finished_is_reset():
-    server = Server()
-    server.exchanges.stream_data(0, frame(3, b"q"), True, 0)
-    exchange = server.requests[0][0]
-    exchange.respond(b"part", fin=False)
-    exchange.abort()
-    exchange.abort()
-    assert server.link.taken() == [("send", 0, b"part", False), ("reset", 0, 0)]
-    assert not len(server.exchanges)
-
-
 def test_requests_that_never_become_complete_are_given_up():
     server = Server()
     server.exchanges.stream_data(0, b"\x03", False, 10.0)

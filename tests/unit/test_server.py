@@ -352,6 +352,39 @@ async def test_a_stop_waits_no_longer_than_it_was_told(start_server, connect, ca
     release.set()
 
 
+async def test_a_stop_that_is_cancelled_has_stopped_it(start_server, connect):
+    release = threading.Event()
+    server = await start_server(
+        lambda s: s.register_synapse_handler("w", lambda d: {"w": release.wait(20)})
+    )
+    client, axon = await connect(server)
+    running = asyncio.create_task(answer_of(client, axon, "w"))
+    await until_async(lambda: server._requests)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await server.stop(20)
+    assert not server.is_started
+    with pytest.raises(ConnectionClosed, match="server_shutdown"):
+        await running
+    await server.start()
+    assert server.is_started
+    release.set()
+
+
+async def test_a_life_does_not_wait_for_the_next_one(start_server):
+    """It may be started again while its last life is still winding up."""
+    server = await start_server()
+    stopping = asyncio.create_task(server.stop())
+    await until_async(lambda: not server.is_started)
+    await server.start()
+    serving = asyncio.create_task(server.serve_forever())
+    await until_async(lambda: server._serving)
+    await stopping
+    assert not serving.done()
+    await server.stop()
+    await serving
+
+
 async def test_a_handler_that_resists_is_left_behind(
     start_server, connect, caplog, monkeypatch
 ):
@@ -373,7 +406,7 @@ async def test_a_handler_that_resists_is_left_behind(
     task = asyncio.create_task(answer_of(client, axon, "r"))
     await begun.wait()
     await server.stop(0)
-    assert "lightning-server r does not end though it was cancelled" in caplog.text
+    assert "lightning-server r does not end though cancelled" in caplog.text
     with pytest.raises(ConnectionClosed):
         await task
     release.set()

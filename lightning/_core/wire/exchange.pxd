@@ -79,6 +79,5 @@ cdef class ServerExchange(Exchange):
         public object on_cancel
 
     cpdef bint respond(self, bytes frame, bint fin=*) except -1
-    cpdef int abort(self) except -1
     cdef int cancel_by_peer(self) except -1
     cdef int finish(self) except -1

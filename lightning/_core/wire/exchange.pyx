@@ -386,15 +386,6 @@ cdef class ServerExchange(Exchange):
             self.settle()
         return True
 
-    cpdef int abort(self) except -1:
-        """Reset our direction: an answer begun that cannot be finished."""
-        if not self.local_ended:
-            self.local_ended = True
-            self.on_cancel = None
-            self.owner.link.reset(self.stream_id, 0)
-        self.finish_receiving()
-        return self.settle()
-
 
 def read_login_answer(int kind, bytes payload):
     """Read the server's answer to a login.
