@@ -1,9 +1,12 @@
 from collections.abc import Callable
-from typing import Protocol, final
+from typing import Protocol, final, type_check_only
+
+from typing_extensions import disjoint_base
 
 from lightning._core.wire.messages import HandshakeResponse, SynapseResponse
 from lightning.errors import LightningError
 
+@type_check_only
 class Link(Protocol):
     def open_stream(self) -> int: ...
     def send(self, stream_id: int, data: bytes, fin: bool) -> None: ...
@@ -12,6 +15,7 @@ class Link(Protocol):
     def pause(self, stream_id: int) -> None: ...
     def resume(self, stream_id: int) -> None: ...
 
+@disjoint_base
 class Exchange:
     @property
     def stream_id(self) -> int: ...
