@@ -34,7 +34,7 @@ annotate: ## beside each .pyx an HTML page that shows where Python is called
 lint: build ## ruff and cython-lint
 	$(VENV)/bin/ruff check $(CODE)
 	$(VENV)/bin/ruff format --check $(CODE)
-	$(VENV)/bin/cython-lint lightning
+	PATH="$(abspath $(VENV))/bin:$$PATH" cython-lint lightning
 
 types: build ## mypy and stubtest
 	$(PY) -m mypy

@@ -38,9 +38,7 @@ def took(since: float) -> str:
 
 async def main() -> None:
     """Run the demonstration."""
-    server = AsyncLightningServer(
-        MINER.ss58_address, "127.0.0.1", port=0, signer=MINER
-    )
+    server = AsyncLightningServer(MINER.ss58_address, "127.0.0.1", port=0, signer=MINER)
     server.register_synapse_handler("word_count", word_count)
     server.register_streaming_handler("countdown", countdown)
     client = AsyncLightning(VALIDATOR.ss58_address, signer=VALIDATOR)

@@ -25,7 +25,9 @@ def test_it_runs_with_only_the_import_changed(peer):
         _, port = server.local_addr()
         code = code.replace("from btlightning import", "from lightning import")
         # Its placeholders stand for a real validator, miner and address.
-        code = re.sub(r'wallet_hotkey="[^"]*"', f'wallet_hotkey="{VALIDATOR_HOTKEY}"', code)
+        code = re.sub(
+            r'wallet_hotkey="[^"]*"', f'wallet_hotkey="{VALIDATOR_HOTKEY}"', code
+        )
         code = re.sub(r'"hotkey": "[^"]*"', f'"hotkey": "{MINER_HOTKEY}"', code)
         code = re.sub(r'"ip": "[^"]*"', '"ip": "127.0.0.1"', code)
         code = re.sub(r'"port": \d+', f'"port": {port}', code)

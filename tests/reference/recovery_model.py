@@ -15,6 +15,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 GRANULARITY = 1000
+LARGEST_RTT = 2**30
 DATAGRAM = 1200
 MINIMUM_WINDOW = 2 * DATAGRAM
 INITIAL_WINDOW = 10 * DATAGRAM
@@ -86,7 +87,7 @@ class RecoveryModel:
         self.first_sample = None
 
     def update_rtt(self, latest, ack_delay, now):
-        latest = max(latest, 1)
+        latest = min(max(latest, 1), LARGEST_RTT)
         self.latest = latest
         if self.first_sample is None:
             self.first_sample = now
@@ -359,7 +360,8 @@ class RecoveryModel:
     def on_retry(self, now):
         s = self.spaces[INITIAL]
         if s.outstanding() and self.pto_count == 0:
-            self.initial_rtt = max(now - s.outstanding()[0].time_sent, 1)
+            rtt = max(now - s.outstanding()[0].time_sent, 1)
+            self.initial_rtt = min(rtt, LARGEST_RTT)
         for p in s.outstanding():
             p.fate = "discarded"
             self.lost += p.frames

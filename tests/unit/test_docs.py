@@ -38,7 +38,9 @@ def run(*args: str) -> str:
 
 
 def test_the_readmes_example_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+    )
     assert run("-c", code).startswith("{'n': 1} ")
 
 

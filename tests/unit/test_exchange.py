@@ -234,9 +234,7 @@ def test_cancelling_abandons_both_directions_and_silences_it():
 def test_a_lost_connection_ends_all_with_an_error_each():
     link, exchanges = client(streams=1)
     seen = [Seen(), Seen()]
-    running, waiting = (
-        exchanges.start(b"", s.on_frame, s.on_error) for s in seen
-    )
+    running, waiting = (exchanges.start(b"", s.on_frame, s.on_error) for s in seen)
     exchanges.connection_lost(lambda: ConnectionClosed(reason="bye"))
     exchanges.connection_lost(lambda: ConnectionClosed(reason="again"))
     errors = [s.errors for s in seen]

@@ -17,15 +17,44 @@ NAMES = (ROOT / "docs" / "names.md").read_text()
 CRATE, ERRORS, PYTHON, OURS = NAMES.split("\n## ")
 
 # The crate's root, as users of 0.2.15 import it.
-RUST = """
-LightningClient LightningClientConfig StreamingResponse LightningError is_valid_ip Metagraph
-MetagraphMonitorConfig NeuronInfo FINNEY_ENDPOINT TESTNET_ENDPOINT typed_handler
-typed_async_handler SynapseHandler AsyncSynapseHandler StreamingSynapseHandler LightningServer
-LightningServerConfig ValidatorPermitResolver BtWalletSigner CallbackSigner Signer
-Sr25519Signer parse_frame_header HandshakeRequest HandshakeResponse MessageType PeerAddr
-QuicAxonInfo QuicRequest QuicResponse SynapsePacket SynapseResponse DEFAULT_MAX_FRAME_PAYLOAD
-SourceAddressResolver SourceAllowlist HandshakeObserver
-""".split()
+RUST = [
+    "LightningClient",
+    "LightningClientConfig",
+    "StreamingResponse",
+    "LightningError",
+    "is_valid_ip",
+    "Metagraph",
+    "MetagraphMonitorConfig",
+    "NeuronInfo",
+    "FINNEY_ENDPOINT",
+    "TESTNET_ENDPOINT",
+    "typed_handler",
+    "typed_async_handler",
+    "SynapseHandler",
+    "AsyncSynapseHandler",
+    "StreamingSynapseHandler",
+    "LightningServer",
+    "LightningServerConfig",
+    "ValidatorPermitResolver",
+    "BtWalletSigner",
+    "CallbackSigner",
+    "Signer",
+    "Sr25519Signer",
+    "parse_frame_header",
+    "HandshakeRequest",
+    "HandshakeResponse",
+    "MessageType",
+    "PeerAddr",
+    "QuicAxonInfo",
+    "QuicRequest",
+    "QuicResponse",
+    "SynapsePacket",
+    "SynapseResponse",
+    "DEFAULT_MAX_FRAME_PAYLOAD",
+    "SourceAddressResolver",
+    "SourceAllowlist",
+    "HandshakeObserver",
+]
 
 
 def rows(section: str) -> list[list[str]]:

@@ -278,8 +278,10 @@ cdef int recovery_on_ack_received(
                 r.cc.bytes_in_flight -= p.size
                 if p.pn < sp.full_until and p.time_sent > r.cc.recovery_start:
                     growth += p.size
-                if space == APPLICATION:
-                    _on_application_acked(r, p, now)
+                if p.flags & PACKET_MTU_PROBE:
+                    mtu_on_probe_acked(&r.mtu, p.pn, now)
+                if p.size > r.mtu.base and space == APPLICATION:
+                    mtu_on_large_acked(&r.mtu, p.pn)
             if p.flags & PACKET_ACK_ELICITING:
                 any_ack_eliciting = True
             if p.flags & PACKET_ECT0:
@@ -320,16 +322,6 @@ cdef int recovery_on_ack_received(
     if r.mtu.current != r.cc.max_datagram:
         congestion_set_max_datagram(&r.cc, r.mtu.current)
     return OK
-
-
-cdef inline void _on_application_acked(
-    Recovery* r, const SentPacket* p, int64_t now
-) noexcept nogil:
-    """Tell the search for the datagram size."""
-    if p.flags & PACKET_MTU_PROBE:
-        mtu_on_probe_acked(&r.mtu, p.pn, now)
-    if p.size > r.mtu.base:
-        mtu_on_large_acked(&r.mtu, p.pn)
 
 
 cdef void _count_spurious(
@@ -538,8 +530,7 @@ cdef int recovery_on_timeout(Recovery* r, int64_t now) noexcept nogil:
             return TIMER_NONE
         _detect_lost(r, space, now)
         r.timer_base = now
-        if r.mtu.current != r.cc.max_datagram:  # A black hole.
-            congestion_set_max_datagram(&r.cc, r.mtu.current)
+        congestion_set_max_datagram(&r.cc, r.mtu.current)  # It may be a black hole.
         return TIMER_LOSS
     if _pto_timeout(r, &space) > now:
         return TIMER_NONE
@@ -698,17 +689,12 @@ cdef class LossRecovery:
             MemoryError: There is no memory for the packet or a record.
         """
         cdef uint64_t pn = recovery_next_pn(&self.r, space)
-        cdef uint8_t flags = 0
+        cdef uint8_t flags = (
+            PACKET_ACK_ELICITING * ack_eliciting | PACKET_IN_FLIGHT * in_flight
+            | PACKET_MTU_PROBE * mtu_probe | PACKET_ECT0 * ect0
+        )
         for kind, number, offset, length, fin in frames:
             self._add(kind, number, offset, length, fin)
-        if ack_eliciting:
-            flags |= PACKET_ACK_ELICITING
-        if in_flight:
-            flags |= PACKET_IN_FLIGHT
-        if mtu_probe:
-            flags |= PACKET_MTU_PROBE
-        if ect0:
-            flags |= PACKET_ECT0
         if recovery_on_packet_sent(&self.r, space, size, flags, now) != OK:
             raise MemoryError
         return pn
@@ -879,15 +865,7 @@ cdef class LossRecovery:
         }
 
     def exercise(self, uint64_t packets, uint32_t batch):
-        """Send and acknowledge packets of one STREAM record each, for benchmarks.
-
-        Args:
-            packets: How many.
-            batch: How many an ACK frame acknowledges, from 1.
-
-        Returns:
-            The records that came back.
-        """
+        """Send packets, acknowledge them in batches, and count their records."""
         cdef Recovery* r = &self.r
         cdef SentFrame* frame
         cdef Range acked
