@@ -101,4 +101,3 @@ def wire() -> None:
     packet = SynapsePacket("echo", {}, 0)
     assert_type(packet.to_frame(), bytes)
     assert_type(packet.synapse_type, str)
-    assert_type(packet.data, dict[str, Any])
