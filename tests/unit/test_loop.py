@@ -243,7 +243,7 @@ def test_ctrl_c_ends_a_call_at_once_and_cancels_it(owner):
 
     with pytest.raises(KeyboardInterrupt):
         owner.io.call(wait)
-    assert time.monotonic() - times[0] < 0.2
+    assert time.monotonic() - times[0] < 2
     assert cancelled.wait(10)
     assert owner.io.call(name_of_thread) == "owner"
 
