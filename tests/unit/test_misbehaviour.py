@@ -401,6 +401,20 @@ async def test_a_connection_that_is_closed_under_a_request(streamed, make_client
         assert len(server.connections) == 2
 
 
+async def test_a_reason_is_only_text(make_client):
+    """A peer that closes with the words of a timeout has closed all the same."""
+    answer = Scripted(
+        lambda connection, stream: connection.close_with(1, "Idle timeout")
+    )
+    async with raw_server(answer) as server:
+        client = make_client()
+        await client.initialize_connections([server.axon])
+        with pytest.raises(ConnectionClosed) as caught:
+            await client.query_axon(server.axon, {"synapse_type": "echo"}, 10)
+        error = caught.value
+        assert (error.initiator, error.timed_out) == ("remote", False)
+
+
 async def test_no_answer_at_all_waits_as_long_as_it_was_told(make_client):
     answer = Scripted(lambda connection, stream: None)
     async with raw_server(answer) as server:

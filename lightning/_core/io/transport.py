@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # By a bare import.
 from aioquic.quic import events
 from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfiguration
-from aioquic.quic.connection import QuicConnection
+from aioquic.quic.connection import QuicConnection, QuicConnectionState
 from aioquic.quic.packet import (
     QuicErrorCode,
     QuicPacketType,
@@ -328,14 +328,19 @@ class Connection:
         self._step(partial(self._quic.send_ping, 0))
 
     def _on_terminated(self, event: events.ConnectionTerminated) -> None:
-        timed_out = event.reason_phrase == "Idle timeout"
-        remote = not timed_out and not self._quic._close_pending
+        # The reason may be the peer's words: only the state tells whose close it is.
+        state = self._quic._state
         self._lose(
             ConnectionClosed(
-                initiator="remote" if remote else "local",
+                initiator=(
+                    "remote" if state is QuicConnectionState.DRAINING else "local"
+                ),
                 code=event.error_code,
                 reason=event.reason_phrase,
-                timed_out=timed_out,
+                timed_out=(
+                    state is QuicConnectionState.TERMINATED
+                    and event.reason_phrase == "Idle timeout"
+                ),
             )
         )
 
