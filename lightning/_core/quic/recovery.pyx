@@ -147,9 +147,10 @@ cdef int recovery_on_packet_sent(
         p.time_sent = now
         p.size = size
         p.frames = r.pending
+        r.pending = NULL
     else:
-        record_join(&r.lost, r.pending)
-    r.pending = NULL
+        # It had an ACK at most, and a lost ACK is not sent again (RFC 9000 13.3).
+        recovery_drop_pending(r)
     r.stats.packets_sent += 1
     if flags & PACKET_ACK_ELICITING:
         sp.last_ack_eliciting = now

@@ -383,8 +383,9 @@ def test_a_peer_that_never_answers_does_not_pin_memory():
     state = r.state()
     assert state["tracked"][APPLICATION] == 513
     assert state["capacity"][APPLICATION] == 1024
-    assert numbers(r.drain()[1]) == list(range(first + 513, first + 5001))
+    # Nobody asks for what is lost before there is an acknowledgement or a timeout.
     assert r.state()["records"] == 513
+    assert r.drain()[1] == []
     pn = send(r, 1, 0)
     assert r.ack(APPLICATION, [(first + 10, pn + 1)], RTT) == 0
     assert numbers(r.drain()[0]) == [*range(first + 10, first + 513), pn]
