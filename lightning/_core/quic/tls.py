@@ -130,7 +130,7 @@ class Tls:
             context.certificate_private_key = identity.key
         context.alpn_cb = self._on_extensions
         context.update_traffic_key_cb = self._on_secret
-        self._buffers = {epoch: Buffer(capacity=MAX_FLIGHT) for epoch in Epoch}
+        self._buffers: dict[Epoch, Buffer] = {}
         self._pending = b""
         self._pending_level = INITIAL
         self._output = TlsOutput()
@@ -141,7 +141,7 @@ class Tls:
     def start(self) -> TlsOutput:
         """Make a client's first message."""
         if self._context is not None:
-            self._context.handle_message(b"", self._buffers)
+            self._handle(self._context, b"")
         return self._take()
 
     def receive(self, level: int, data: bytes) -> TlsOutput:
@@ -194,10 +194,16 @@ class Tls:
             if context is None:
                 self._after(message[0])
                 continue
-            context.handle_message(message, self._buffers)
+            self._handle(context, message)
             if context.state in _DONE:
                 self._finish(context)
                 context = None
+
+    def _handle(self, context: tls.Context, message: bytes) -> None:
+        # Only for as long as they are filled: half-open connections are many.
+        if not self._buffers:
+            self._buffers = {epoch: Buffer(capacity=MAX_FLIGHT) for epoch in Epoch}
+        context.handle_message(message, self._buffers)
 
     def _after(self, kind: int) -> None:
         """Take a message after the handshake: tickets, which nobody uses."""
@@ -239,8 +245,8 @@ class Tls:
     def _take(self) -> TlsOutput:
         output, self._output = self._output, TlsOutput()
         for level, epoch in enumerate(_EPOCHS):
-            buffer = self._buffers[epoch]
-            if buffer.tell():
+            buffer = self._buffers.get(epoch)
+            if buffer is not None and buffer.tell():
                 output.data.append((level, buffer.data))
-                buffer.seek(0)
+        self._buffers = {}
         return output
