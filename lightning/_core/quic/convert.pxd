@@ -3,7 +3,7 @@
 from libc.stdint cimport int64_t
 
 from lightning._core.quic.connection cimport PeerParameters
-from lightning._core.quic.connstate cimport Settings
+from lightning._core.quic.connstate cimport Conn, Settings
 from lightning._core.quic.packet cimport Cid
 from lightning._core.quic.paths cimport Address
 
@@ -11,7 +11,6 @@ from lightning._core.quic.paths cimport Address
 # Seconds to microseconds: of a clock, and of a setting.
 cdef int64_t micros(double now) noexcept
 cdef int64_t period(object seconds) except -1
-cdef bytes cid_bytes(const Cid* cid)
 # A host and a port, as the socket module writes them.
 cdef int address_from(object address, Address* a) except -1
 cdef tuple address_to(const Address* a)
@@ -19,3 +18,6 @@ cdef tuple address_to(const Address* a)
 cdef int settings_from(object config, bint is_client, Settings* s) except -1
 # A PeerParameters of `params`.
 cdef int parameters_from(object p, PeerParameters* out) except -1
+cdef bytes parameters_to(const Conn* c, object config, bytes grease)
+cdef object end_to(const Conn* c)
+cdef dict stats_to(const Conn* c)

@@ -11,6 +11,11 @@ from lightning._core.quic.congestion cimport CUBIC, NEW_RENO
 from lightning._core.quic.connstate cimport settings_init
 from lightning._core.quic.packet cimport CID_MAX
 
+from aioquic.quic.packet import QuicTransportParameters
+
+from lightning._core.quic.events import ConnectionEnd
+from lightning._core.quic.params import encode
+
 
 cdef int64_t micros(double now) noexcept:
     return <int64_t> (now * 1e6 + 0.5)
@@ -18,6 +23,11 @@ cdef int64_t micros(double now) noexcept:
 
 cdef int64_t period(object seconds) except -1:
     return <int64_t> (seconds * 1_000_000)
+
+
+cdef tuple INITIATORS = (
+    "local", "peer", "idle", "handshake_timeout", "reset", "version", "path"
+)
 
 
 cdef bytes cid_bytes(const Cid* cid):
@@ -118,3 +128,62 @@ cdef int parameters_from(object p, PeerParameters* out) except -1:
         out.has_token = True
         memcpy(out.token, <const char*> (<bytes> p.stateless_reset_token), 16)
     return 0
+
+
+cdef bytes parameters_to(const Conn* c, object config, bytes grease):
+    """Encode our transport parameters (RFC 9000 18.2)."""
+    cdef object p = QuicTransportParameters(
+        max_idle_timeout=int(config.idle_timeout * 1000) or None,
+        max_udp_payload_size=config.max_udp_payload,
+        initial_max_data=config.max_data,
+        initial_max_stream_data_bidi_local=config.max_stream_data,
+        initial_max_stream_data_bidi_remote=config.max_stream_data,
+        initial_max_stream_data_uni=config.max_stream_data,
+        initial_max_streams_bidi=config.max_streams or None,
+        initial_max_streams_uni=config.max_uni_streams or None,
+        max_ack_delay=max(int(config.ack_delay * 1000), 1),
+        active_connection_id_limit=config.active_cids,
+        initial_source_connection_id=cid_bytes(&c.source),
+    )
+    if not c.is_client:
+        p.original_destination_connection_id = cid_bytes(&c.original)
+        p.stateless_reset_token = PyBytes_FromStringAndSize(
+            <const char*> c.local.entries[0].token, 16
+        )
+        if c.has_retry:
+            p.retry_source_connection_id = cid_bytes(&c.retry_source)
+    return encode(p, grease)
+
+
+cdef object end_to(const Conn* c):
+    """Say how a connection ended."""
+    return ConnectionEnd(
+        INITIATORS[<int> c.initiator], bool(c.close_app), c.close_code, c.close_frame,
+        c.close_reason[:c.close_reason_size].decode("utf-8", "replace"),
+    )
+
+
+cdef dict stats_to(const Conn* c):
+    return {
+        "datagrams_received": c.stats.datagrams_received,
+        "datagrams_sent": c.stats.datagrams_sent,
+        "bytes_received": c.stats.bytes_received,
+        "bytes_sent": c.stats.bytes_sent,
+        "packets_received": c.stats.packets_received,
+        "packets_dropped": c.stats.packets_dropped,
+        "packets_sent": c.recovery.stats.packets_sent,
+        "packets_lost": c.recovery.stats.packets_lost,
+        "timeouts": c.recovery.stats.timeouts,
+        "key_updates": c.stats.key_updates,
+        "path_changes": c.stats.path_changes,
+        "mtu": c.recovery.mtu.current,
+        "rtt": c.recovery.rtt.smoothed,
+        "congestion_window": c.recovery.cc.cwnd,
+        "bytes_in_flight": c.recovery.cc.bytes_in_flight,
+        "streams": c.streams.count,
+        "send_buffered": c.streams.send_buffered,
+        "recv_buffered": c.streams.recv_buffered,
+        "ecn_state": c.recovery.ecn.state,
+        "local_cids": c.local.count,
+        "remote_cids": c.remote.count,
+    }

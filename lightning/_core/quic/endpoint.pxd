@@ -11,7 +11,7 @@ completions, transmit, and read the next deadline.
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from lightning._core.quic.connstate cimport Conn, Settings, Shared
+from lightning._core.quic.connstate cimport CONNS_TLS, Conn, Settings, Shared
 from lightning._core.quic.paths cimport Address
 
 
@@ -22,6 +22,50 @@ cdef extern from "pthread.h" nogil:
     int pthread_mutex_destroy(pthread_mutex_t* mutex)
     int pthread_mutex_lock(pthread_mutex_t* mutex)
     int pthread_mutex_unlock(pthread_mutex_t* mutex)
+
+
+# With LIGHTNING_DEBUG, whoever breaks one of the two lock rules is aborted: modules
+# that lock also have their taking of the GIL checked. A thread that forgot to unlock
+# is caught when it locks again.
+cdef extern from *:
+    """
+    #ifdef LIGHTNING_DEBUG
+    #include <stdio.h>
+    #include <stdlib.h>
+    #ifdef __cplusplus
+    inline thread_local int lightning_locks = 0;  // One for all modules.
+    #else
+    static _Thread_local int lightning_locks = 0;
+    #endif
+    static inline void lightning_require(int kept, const char* rule) {
+        if (!kept) {
+            fprintf(stderr, "lock rule broken: %s\\n", rule);
+            abort();
+        }
+    }
+    static inline void lightning_locking(void) {
+        lightning_require(!lightning_locks, "the mutex is taken twice");
+        lightning_require(
+            !PyGILState_Check(), "the mutex is waited for with the GIL held");
+    }
+    static inline void lightning_count_lock(int change) { lightning_locks += change; }
+    static inline void lightning_taking_gil(void) {
+        lightning_require(
+            !lightning_locks, "the GIL is waited for with the mutex held");
+    }
+    #define PyEval_RestoreThread(state) \\
+        (lightning_taking_gil(), PyEval_RestoreThread(state))
+    #define PyGILState_Ensure() (lightning_taking_gil(), PyGILState_Ensure())
+    #define LIGHTNING_LOCK_RULES 1
+    #else
+    #define lightning_locking() ((void)0)
+    #define lightning_count_lock(change) ((void)0)
+    #define LIGHTNING_LOCK_RULES 0
+    #endif
+    """
+    void lightning_locking() noexcept nogil
+    void lightning_count_lock(int change) noexcept nogil
+    int LIGHTNING_LOCK_RULES
 
 
 cdef enum EndpointLimits:
@@ -56,6 +100,9 @@ cdef struct EndpointStats:
 cdef struct EndpointCore:
     Shared shared
     pthread_mutex_t mutex
+    # The latest time that a call gave. Threads that read the clock before they waited
+    # for the mutex may come in another order; to the engine, time never goes back.
+    int64_t now
     # Timers: a binary heap by deadline, from index 1.
     Conn** heap
     uint32_t heap_count
@@ -92,15 +139,29 @@ cdef int endpoint_init(
     EndpointCore* e, const Settings* settings, const uint8_t* seed,
     const uint8_t* secret, int64_t retry_lifetime, int64_t token_lifetime
 ) noexcept nogil
+# End all connections that nobody else refers to; what they referred to is to be taken
+# with `endpoint_next_release` before the endpoint is freed.
+cdef void endpoint_clear(EndpointCore* e) noexcept nogil
 cdef void endpoint_free(EndpointCore* e) noexcept nogil
 
 
 cdef inline void endpoint_lock(EndpointCore* e) noexcept nogil:
+    lightning_locking()
     pthread_mutex_lock(&e.mutex)
+    lightning_count_lock(1)
 
 
 cdef inline void endpoint_unlock(EndpointCore* e) noexcept nogil:
+    lightning_count_lock(-1)
     pthread_mutex_unlock(&e.mutex)
+
+
+cdef inline bint endpoint_has_work(const EndpointCore* e) noexcept nogil:
+    """Say if TLS is to be run or references are to be given up."""
+    return (
+        e.shared.first[<int> CONNS_TLS] is not NULL
+        or e.shared.memory.releases.count != 0
+    )
 
 
 # --- Datagrams and time -----------------------------------------------------------
@@ -123,7 +184,9 @@ cdef void endpoint_timeout(EndpointCore* e, int64_t now) noexcept nogil
 # --- Connections -------------------------------------------------------------------
 
 # Start a client's connection; NULL is out of memory. `token` is one that the server
-# gave in NEW_TOKEN before, or empty. The caller has a reference.
+# gave in NEW_TOKEN before, or empty. The caller has a reference, and is the one to run
+# its TLS first, as if `endpoint_next_tls` had given it: nobody hears of the connection
+# before `endpoint_tls_done`.
 cdef Conn* endpoint_connect(
     EndpointCore* e, const Address* remote, const uint8_t* token, size_t token_size,
     int64_t now

@@ -64,27 +64,37 @@ cdef int endpoint_init(
     return OK
 
 
-cdef void endpoint_free(EndpointCore* e) noexcept nogil:
-    """Free everything; connections that others refer to must be released before."""
+cdef void endpoint_clear(EndpointCore* e) noexcept nogil:
     cdef Conn* c
-    if e.replies is NULL:
-        return
     while True:
         c = e.heap[1] if e.heap_count else e.shared.first[CONNS_EVENTS]
         if c is NULL:
-            break
+            return
         conn_bury(c)
         c.events = 0
         conn_unlist(c, CONNS_EVENTS)
         c.streams.first[LIST_EVENTS] = NULL
         c.streams.openable = 0
         settle(e, c)
+
+
+cdef void endpoint_free(EndpointCore* e) noexcept nogil:
+    """Free everything; connections that others refer to must be released before."""
+    if e.replies is NULL:
+        return
+    endpoint_clear(e)
     shared_free(&e.shared)
     free(e.heap)
     free(e.replies)
     e.heap = NULL
     e.replies = NULL
     pthread_mutex_destroy(&e.mutex)
+
+
+cdef inline int64_t tick(EndpointCore* e, int64_t now) noexcept nogil:
+    """Return the time for a call that was given ``now``."""
+    e.now = max(e.now, now)
+    return e.now
 
 
 # --- Timers -----------------------------------------------------------------------
@@ -147,6 +157,7 @@ cdef int64_t endpoint_next_deadline(const EndpointCore* e) noexcept nogil:
 
 cdef void endpoint_timeout(EndpointCore* e, int64_t now) noexcept nogil:
     cdef Conn* c
+    now = tick(e, now)
     while e.heap_count and e.heap[1].deadline <= now:
         c = e.heap[1]
         connection_on_timeout(c, now)
@@ -195,6 +206,7 @@ cdef void endpoint_receive(
     cdef PacketHeader h
     cdef Conn* c
     cdef int status
+    now = tick(e, now)
     e.stats.datagrams_received += 1
     status = packet_parse(&h, data, size, LOCAL_CID_SIZE)
     if status == PACKET_UNKNOWN_VERSION:
@@ -463,6 +475,7 @@ cdef size_t endpoint_poll_transmit(
     cdef Reply* reply
     cdef Conn* c
     cdef size_t size
+    now = tick(e, now)
     ecn[0] = 0
     if e.reply_count:
         reply = &e.replies[e.reply_first]
@@ -525,6 +538,7 @@ cdef Conn* endpoint_connect(
 ) noexcept nogil:
     cdef Cid original
     cdef Conn* c
+    now = tick(e, now)
     original.size = LOCAL_CID_SIZE
     random_bytes(&e.shared.random, original.bytes, LOCAL_CID_SIZE)
     c = conn_create(&e.shared, remote, &original, &original, &original, now)
@@ -540,7 +554,7 @@ cdef Conn* endpoint_connect(
         settle(e, c)
         return NULL
     conn_ref(c)
-    conn_list(c, CONNS_TLS)
+    begin_tls(c)
     settle(e, c)
     return c
 
@@ -556,6 +570,12 @@ cdef bint endpoint_next_completion(EndpointCore* e, Completion* out) noexcept no
     cdef Conn* c = e.shared.first[CONNS_EVENTS]
     cdef StreamEvent event
     while c is not NULL:
+        if c.in_tls:
+            # Whoever runs its TLS may be about to make its face, without which nobody
+            # would hear of it; `endpoint_tls_done` lists it again.
+            conn_unlist(c, CONNS_EVENTS)
+            c = e.shared.first[CONNS_EVENTS]
+            continue
         out.conn = c
         out.user = c.user
         out.stream_user = NULL
@@ -588,14 +608,18 @@ cdef bint endpoint_next_completion(EndpointCore* e, Completion* out) noexcept no
 
 # --- TLS --------------------------------------------------------------------------
 
+cdef void begin_tls(Conn* c) noexcept nogil:
+    c.in_tls = True
+    conn_ref(c)
+
+
 cdef Conn* endpoint_next_tls(EndpointCore* e) noexcept nogil:
     cdef Conn* c = e.shared.first[CONNS_TLS]
     while c is not NULL:
         conn_unlist(c, CONNS_TLS)
         # Who has it looks again before it is done.
         if not c.in_tls and conn_is_alive(c):
-            c.in_tls = True
-            conn_ref(c)
+            begin_tls(c)
             return c
         c = e.shared.first[CONNS_TLS]
     return NULL
@@ -622,7 +646,10 @@ cdef size_t endpoint_take_crypto(
 cdef void endpoint_tls_done(EndpointCore* e, Conn* c, int64_t now) noexcept nogil:
     cdef const uint8_t* view = NULL
     cdef int space
+    now = tick(e, now)
     c.in_tls = False
+    if c.events:
+        conn_list(c, CONNS_EVENTS)
     if conn_is_alive(c):
         conn_unstash(c, now)
     if conn_is_alive(c):

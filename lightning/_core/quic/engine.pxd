@@ -13,16 +13,15 @@ cdef class Endpoint:
     cdef object identity
     cdef object random
     cdef object keylog
-    cdef dict conns  # by number
+    cdef dict conns  # by number, of those whose end was not told yet
     cdef uint8_t* scratch  # of `receive`, under the mutex
-    cdef int64_t now  # of the last call, for the verbs
 
     cdef Connection adopt(self, Conn* c)
     cdef int drain_releases(self) except -1
     # Run TLS wherever CRYPTO bytes have come. Called with the GIL, without the mutex.
     cdef int run_tls(self, int64_t now) except -1
+    cdef int run_tls_of(self, Conn* c, Connection connection, int64_t now) except -1
     cdef int drive_tls(self, Conn* c, Connection connection, int64_t now) except -1
-    cdef bytes parameters(self, Conn* c)
     cdef int apply(
         self, Conn* c, Connection connection, object output, int64_t now
     ) except -1
@@ -39,3 +38,4 @@ cdef class Connection:
 
     cdef int check(self, int status) except -1
     cdef int note_end(self) except -1
+    cdef void look(self, Conn* out) noexcept

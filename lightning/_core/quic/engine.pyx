@@ -12,7 +12,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stddef cimport size_t
-from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint64_t
+from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
@@ -29,15 +29,16 @@ from lightning._core.quic.connstate cimport (
     conn_update_sealing
 )
 from lightning._core.quic.convert cimport (
-    address_from, address_to, cid_bytes, micros, parameters_from, period, settings_from
+    address_from, address_to, end_to, micros, parameters_from, parameters_to, period,
+    settings_from, stats_to
 )
 from lightning._core.quic.endpoint cimport (
-    COMPLETION_CLOSED, COMPLETION_CONNECTED, Completion, EndpointCore,
-    endpoint_connect, endpoint_free, endpoint_init, endpoint_lock,
-    endpoint_next_completion, endpoint_next_deadline, endpoint_next_release,
-    endpoint_next_tls, endpoint_poll_transmit, endpoint_receive, endpoint_release,
-    endpoint_take_crypto, endpoint_timeout, endpoint_tls_done, endpoint_touch,
-    endpoint_unlock
+    COMPLETION_CLOSED, COMPLETION_CONNECTED, Completion, EndpointCore, EndpointStats,
+    endpoint_clear, endpoint_connect, endpoint_free, endpoint_has_work, endpoint_init,
+    endpoint_lock, endpoint_next_completion, endpoint_next_deadline,
+    endpoint_next_release, endpoint_next_tls, endpoint_poll_transmit,
+    endpoint_receive, endpoint_release, endpoint_take_crypto, endpoint_timeout,
+    endpoint_tls_done, endpoint_touch, endpoint_unlock
 )
 from lightning._core.quic.paths cimport Address
 from lightning._core.quic.sendbuf cimport SEND_COPY_MAX, sendbuf_append
@@ -49,10 +50,7 @@ from lightning._core.quic.streamtable cimport (
     EVENT_STOPPED, EVENT_WRITABLE, Stream
 )
 
-from aioquic.quic.packet import QuicTransportParameters
-
-from lightning._core.quic.events import ConnectionEnd, Event
-from lightning._core.quic.params import encode
+from lightning._core.quic.events import Event
 from lightning._core.quic.tls import Tls
 from lightning.errors import ConfigError, ConnectionClosed
 
@@ -61,10 +59,19 @@ __all__ = ["Connection", "Endpoint", "bench_exchange"]
 cdef enum:
     DATAGRAM_MAX = 65536
     CRYPTO_PIECE = 16384
+    SECRETS_MAX = 8  # of one turn of TLS, which makes two a level
+    OWNERS_MAX = 64  # given up at a time
 
-cdef object INITIATORS = (
-    "local", "peer", "idle", "handshake_timeout", "reset", "version", "path"
-)
+
+# What TLS made, as C sees it.
+cdef struct TlsPiece:
+    const uint8_t* data
+    size_t size
+    int space
+    bint sealing
+    uint16_t suite
+
+
 cdef dict KINDS = {
     <int> COMPLETION_CONNECTED: "connected",
     <int> COMPLETION_CLOSED: "closed",
@@ -136,9 +143,16 @@ cdef class Endpoint:
 
     def __dealloc__(self):
         free(self.scratch)
-        if self.core.replies is not NULL:
-            endpoint_free(&self.core)
-            self.drain_releases()
+        cdef void* owner
+        if self.core.replies is NULL:
+            return
+        # Connections keep their endpoint, so nobody else is left to use it.
+        endpoint_clear(&self.core)
+        owner = endpoint_next_release(&self.core)
+        while owner is not NULL:
+            Py_DECREF(<object> owner)
+            owner = endpoint_next_release(&self.core)
+        endpoint_free(&self.core)
 
     # --- What a driver calls -------------------------------------------------------
 
@@ -160,7 +174,6 @@ cdef class Endpoint:
         cdef size_t size = len(token)
         cdef int64_t us = micros(now)
         address_from(address, &remote)
-        self.now = us
         with nogil:
             endpoint_lock(&self.core)
             c = endpoint_connect(&self.core, &remote, data, size, us)
@@ -168,7 +181,7 @@ cdef class Endpoint:
         if c is NULL:
             raise MemoryError
         connection = self.adopt(c)
-        self.run_tls(us)
+        self.run_tls_of(c, connection, us)
         return connection
 
     def receive(self, data, object address, double now, uint8_t ecn=0):
@@ -184,17 +197,19 @@ cdef class Endpoint:
         cdef size_t size = view.shape[0]
         cdef Address source
         cdef int64_t us = micros(now)
+        cdef bint work
         if size == 0 or size > DATAGRAM_MAX:
             return
         address_from(address, &source)
-        self.now = us
         with nogil:
             endpoint_lock(&self.core)
             memcpy(self.scratch, &view[0], size)
             endpoint_receive(&self.core, self.scratch, size, &source, ecn & 3, us)
+            work = endpoint_has_work(&self.core)
             endpoint_unlock(&self.core)
-        self.run_tls(us)
-        self.drain_releases()
+        if work:
+            self.run_tls(us)
+            self.drain_releases()
 
     def datagrams_to_send(self, double now):
         """Return the datagrams to send now, each with its address."""
@@ -224,7 +239,6 @@ cdef class Endpoint:
         buffer = <uint8_t*> malloc(capacity)
         if buffer is NULL:
             raise MemoryError
-        self.now = us
         try:
             while True:
                 with nogil:
@@ -254,13 +268,15 @@ cdef class Endpoint:
     def handle_timeout(self, double now):
         """Do what has come due; then send."""
         cdef int64_t us = micros(now)
-        self.now = us
+        cdef bint work
         with nogil:
             endpoint_lock(&self.core)
             endpoint_timeout(&self.core, us)
+            work = endpoint_has_work(&self.core)
             endpoint_unlock(&self.core)
-        self.run_tls(us)
-        self.drain_releases()
+        if work:
+            self.run_tls(us)
+            self.drain_releases()
 
     def next_event(self):
         """Return the next `Event`, None if there is none."""
@@ -292,24 +308,29 @@ cdef class Endpoint:
     @property
     def connections(self):
         """How many connections there are, closing ones included."""
-        return self.core.shared.connections
+        return self.stats()["connections"]
 
     @property
     def half_open(self):
         """How many of them are not established."""
-        return self.core.shared.half_open
+        return self.stats()["half_open"]
 
     def stats(self):
-        """Return counters of what belonged to no connection."""
+        """Return what there is, and counters of what belonged to no connection."""
+        cdef EndpointStats stats
+        cdef uint32_t connections, half_open
+        cdef uint64_t blocks, streams
+        with nogil:
+            endpoint_lock(&self.core)
+            stats = self.core.stats
+            connections = self.core.shared.connections
+            half_open = self.core.shared.half_open
+            blocks = self.core.shared.memory.blocks.in_use
+            streams = self.core.shared.memory.in_use
+            endpoint_unlock(&self.core)
         return {
-            "datagrams_received": self.core.stats.datagrams_received,
-            "datagrams_dropped": self.core.stats.datagrams_dropped,
-            "retries_sent": self.core.stats.retries_sent,
-            "resets_sent": self.core.stats.resets_sent,
-            "negotiations_sent": self.core.stats.negotiations_sent,
-            "refused": self.core.stats.refused,
-            "blocks_in_use": self.core.shared.memory.blocks.in_use,
-            "streams_in_use": self.core.shared.memory.in_use,
+            **stats, "connections": connections, "half_open": half_open,
+            "blocks_in_use": blocks, "streams_in_use": streams,
         }
 
     # --- Within --------------------------------------------------------------------
@@ -325,15 +346,21 @@ cdef class Endpoint:
 
     cdef int drain_releases(self) except -1:
         """Give up the Python objects whose bytes are not referred to any more."""
-        cdef void* owner
-        while self.core.shared.memory.releases.count:
+        cdef void* owners[OWNERS_MAX]
+        cdef int count = OWNERS_MAX
+        cdef int i
+        while count == OWNERS_MAX:
+            count = 0
             with nogil:
                 endpoint_lock(&self.core)
-                owner = endpoint_next_release(&self.core)
+                while count < OWNERS_MAX:
+                    owners[count] = endpoint_next_release(&self.core)
+                    if owners[count] is NULL:
+                        break
+                    count += 1
                 endpoint_unlock(&self.core)
-            if owner is NULL:
-                break
-            Py_DECREF(<object> owner)
+            for i in range(count):
+                Py_DECREF(<object> owners[i])
         return 0
 
     cdef int run_tls(self, int64_t now) except -1:
@@ -341,29 +368,31 @@ cdef class Endpoint:
         cdef Conn* c
         cdef Connection connection
         while True:
-            # A look without the mutex: whoever adds work comes here after.
-            if self.core.shared.first[2] is NULL:
-                return 0
             with nogil:
                 endpoint_lock(&self.core)
                 c = endpoint_next_tls(&self.core)
                 endpoint_unlock(&self.core)
             if c is NULL:
                 return 0
-            try:
-                connection = self.conns.get(c.number)
-                if connection is None:
-                    with nogil:
-                        endpoint_lock(&self.core)
-                        conn_ref(c)
-                        endpoint_unlock(&self.core)
-                    connection = self.adopt(c)
-                self.drive_tls(c, connection, now)
-            finally:
+            connection = self.conns.get(c.number)
+            if connection is None:
+                # Nobody else makes it: the connection is ours until TLS is done.
                 with nogil:
                     endpoint_lock(&self.core)
-                    endpoint_tls_done(&self.core, c, now)
+                    conn_ref(c)
                     endpoint_unlock(&self.core)
+                connection = self.adopt(c)
+            self.run_tls_of(c, connection, now)
+
+    cdef int run_tls_of(self, Conn* c, Connection connection, int64_t now) except -1:
+        try:
+            self.drive_tls(c, connection, now)
+        finally:
+            with nogil:
+                endpoint_lock(&self.core)
+                endpoint_tls_done(&self.core, c, now)
+                endpoint_unlock(&self.core)
+        return 0
 
     cdef int drive_tls(self, Conn* c, Connection connection, int64_t now) except -1:
         cdef uint8_t* piece
@@ -371,8 +400,8 @@ cdef class Endpoint:
         cdef int space
         if connection.tls is None:
             connection.tls = Tls(
-                self.config, self.is_client, self.identity, self.parameters(c),
-                self.keylog,
+                self.config, self.is_client, self.identity,
+                parameters_to(c, self.config, self.random(8)), self.keylog,
             )
             if self.is_client:
                 self.apply(c, connection, connection.tls.start(), now)
@@ -397,73 +426,42 @@ cdef class Endpoint:
             free(piece)
         return 0
 
-    cdef bytes parameters(self, Conn* c):
-        """Encode our transport parameters (RFC 9000 18.2)."""
-        cdef object config = self.config
-        cdef object p = QuicTransportParameters(
-            max_idle_timeout=int(config.idle_timeout * 1000) or None,
-            max_udp_payload_size=config.max_udp_payload,
-            initial_max_data=config.max_data,
-            initial_max_stream_data_bidi_local=config.max_stream_data,
-            initial_max_stream_data_bidi_remote=config.max_stream_data,
-            initial_max_stream_data_uni=config.max_stream_data,
-            initial_max_streams_bidi=config.max_streams or None,
-            initial_max_streams_uni=config.max_uni_streams or None,
-            max_ack_delay=max(int(config.ack_delay * 1000), 1),
-            active_connection_id_limit=config.active_cids,
-            initial_source_connection_id=cid_bytes(&c.source),
-        )
-        if not self.is_client:
-            p.original_destination_connection_id = cid_bytes(&c.original)
-            p.stateless_reset_token = PyBytes_FromStringAndSize(
-                <const char*> c.local.entries[0].token, 16
-            )
-            if c.has_retry:
-                p.retry_source_connection_id = cid_bytes(&c.retry_source)
-        return encode(p, self.random(8))
-
     cdef int apply(
         self, Conn* c, Connection connection, object output, int64_t now
     ) except -1:
-        """Take over what TLS made, in its order."""
-        cdef bytes secret, data, reason
+        """Take over what TLS made.
+
+        All at once: packets that other threads receive find nothing half done.
+        """
+        cdef TlsPiece secrets[SECRETS_MAX]
+        cdef TlsPiece data[SPACE_COUNT]
         cdef PeerParameters parameters
-        cdef int space, status
-        cdef bint sealing, complete
-        cdef uint16_t suite
+        cdef bytes made, reason = b""
+        cdef int secret_count = 0
+        cdef int data_count = 0
+        cdef int status = OK
+        cdef int i
+        cdef bint has_parameters = output.parameters is not None
+        cdef bint complete = output.complete
+        cdef uint64_t code = 0
         cdef const uint8_t* view
         cdef size_t size
-        cdef uint64_t code
-        status = OK
-        for space, sealing, suite, secret in output.secrets:
-            view = <const uint8_t*> <const char*> secret
-            size = len(secret)
-            with nogil:
-                endpoint_lock(&self.core)
-                if conn_is_alive(c):
-                    status |= conn_install(c, space, sealing, suite, view, size)
-                endpoint_unlock(&self.core)
-        if output.parameters is not None:
+        # The output keeps the bytes.
+        for space, sealing, suite, made in output.secrets[:SECRETS_MAX]:
+            secrets[secret_count] = TlsPiece(
+                <const uint8_t*> <const char*> made, len(made), space, sealing, suite
+            )
+            secret_count += 1
+        for space, made in output.data[:SPACE_COUNT]:
+            data[data_count] = TlsPiece(
+                <const uint8_t*> <const char*> made, len(made), space, False, 0
+            )
+            data_count += 1
+        if has_parameters:
             parameters_from(output.parameters, &parameters)
-            with nogil:
-                endpoint_lock(&self.core)
-                if conn_is_alive(c):
-                    status |= connection_set_parameters(c, &parameters)
-                endpoint_unlock(&self.core)
-        for space, data in output.data:
-            view = <const uint8_t*> <const char*> data
-            size = len(data)
-            with nogil:
-                endpoint_lock(&self.core)
-                if conn_is_alive(c) and not c.discarded[space]:
-                    status |= sendbuf_append(&c.crypto_out[space], view, size)
-                endpoint_unlock(&self.core)
-        if output.complete:
+        if complete:
             connection.certificate = connection.tls.certificate
             connection.suite = connection.tls.suite
-        complete = output.complete
-        code = 0
-        reason = b""
         if output.error is not None:
             code = output.error.code
             reason = output.error.reason.encode()
@@ -471,20 +469,37 @@ cdef class Endpoint:
         size = len(reason)
         with nogil:
             endpoint_lock(&self.core)
+            # Before the keys of packets to which they apply.
+            if has_parameters and conn_is_alive(c):
+                status = connection_set_parameters(c, &parameters)
+            for i in range(secret_count):
+                if conn_is_alive(c):
+                    keep_first(&status, conn_install(
+                        c, secrets[i].space, secrets[i].sealing, secrets[i].suite,
+                        secrets[i].data, secrets[i].size
+                    ))
+            for i in range(data_count):
+                if conn_is_alive(c) and not c.discarded[data[i].space]:
+                    keep_first(&status, sendbuf_append(
+                        &c.crypto_out[data[i].space], data[i].data, data[i].size
+                    ))
             if conn_is_alive(c):
                 if code:
                     # The frame was CRYPTO.
-                    conn_close_local(c, False, code, 6, view, size, now)
-                elif status != OK:
-                    conn_fail(c, status, 6, now)
-                elif complete:
-                    status = conn_complete(c, now)
-                    if status != OK:
-                        conn_fail(c, status, 0, now)
+                    conn_close_local(c, False, code, 6, view, size, self.core.now)
+                elif status == OK and complete:
+                    status = conn_complete(c, self.core.now)
+                if status != OK:
+                    conn_fail(c, status, 6, self.core.now)
                 conn_list(c, CONNS_SEND)
-            endpoint_touch(&self.core, c, now)
+            endpoint_touch(&self.core, c, self.core.now)
             endpoint_unlock(&self.core)
         return 0
+
+
+cdef inline void keep_first(int* status, int another) noexcept nogil:
+    if status[0] == OK:
+        status[0] = another
 
 
 @cython.final
@@ -520,21 +535,35 @@ cdef class Connection:
     @property
     def is_connected(self):
         """Whether the handshake is complete and the connection alive."""
-        return self.c.state == CONN_OPEN
+        cdef Conn c
+        self.look(&c)
+        return c.state == CONN_OPEN
 
     @property
     def is_confirmed(self):
         """Whether the peer is known to have completed the handshake too."""
-        return self.c.confirmed
+        cdef Conn c
+        self.look(&c)
+        return bool(c.confirmed)
 
     @property
     def token(self):
         """What the server gave for the next connection to it; empty if nothing."""
-        if self.c.new_token is NULL:
-            return b""
-        return PyBytes_FromStringAndSize(
-            <const char*> self.c.new_token, self.c.new_token_size
-        )
+        cdef uint8_t* copy
+        cdef size_t size
+        cdef bytes token
+        with nogil:
+            endpoint_lock(&self.endpoint.core)
+            size = self.c.new_token_size
+            copy = <uint8_t*> malloc(size + 1)
+            if copy is not NULL and size:
+                memcpy(copy, self.c.new_token, size)
+            endpoint_unlock(&self.endpoint.core)
+        if copy is NULL:
+            raise MemoryError
+        token = PyBytes_FromStringAndSize(<const char*> copy, size)
+        free(copy)
+        return token
 
     def open_stream(self, bint unidirectional=False):
         """Open a stream and return its identifier, -1 if none is allowed just now.
@@ -547,9 +576,9 @@ cdef class Connection:
         with nogil:
             endpoint_lock(&self.endpoint.core)
             status = connection_open_stream(
-                self.c, unidirectional, self.endpoint.now, &id
+                self.c, unidirectional, self.endpoint.core.now, &id
             )
-            endpoint_touch(&self.endpoint.core, self.c, self.endpoint.now)
+            endpoint_touch(&self.endpoint.core, self.c, self.endpoint.core.now)
             endpoint_unlock(&self.endpoint.core)
         if status == STREAMS_LIMIT:
             return -1
@@ -589,7 +618,7 @@ cdef class Connection:
                 status = connection_refer(self.c, stream_id, start, size, owner, fin)
             else:
                 status = connection_send(self.c, stream_id, start, size, fin)
-            endpoint_touch(&self.endpoint.core, self.c, self.endpoint.now)
+            endpoint_touch(&self.endpoint.core, self.c, self.endpoint.core.now)
             endpoint_unlock(&self.endpoint.core)
         if refer and status != OK:
             Py_DECREF(data)
@@ -621,15 +650,15 @@ cdef class Connection:
                     if size == 0:
                         break
                     memcpy(copy + total, view, size)
-                    streams_consume(&self.c.streams, s, size, self.endpoint.now)
+                    streams_consume(&self.c.streams, s, size, self.endpoint.core.now)
                     total += size
                 if capacity == 0 and s.recv.next == s.recv.final_size:
-                    streams_consume(&self.c.streams, s, 0, self.endpoint.now)
+                    streams_consume(&self.c.streams, s, 0, self.endpoint.core.now)
                 if conn_is_alive(self.c):
                     conn_list(self.c, CONNS_SEND)
-                endpoint_touch(&self.endpoint.core, self.c, self.endpoint.now)
+                endpoint_touch(&self.endpoint.core, self.c, self.endpoint.core.now)
             endpoint_unlock(&self.endpoint.core)
-        result = PyBytes_FromStringAndSize(<const char*> copy, total)
+        result = PyBytes_FromStringAndSize(<const char*> copy, total) if total else b""
         free(copy)
         return result
 
@@ -650,8 +679,8 @@ cdef class Connection:
         cdef int status
         with nogil:
             endpoint_lock(&self.endpoint.core)
-            status = connection_stop(self.c, stream_id, code, self.endpoint.now)
-            endpoint_touch(&self.endpoint.core, self.c, self.endpoint.now)
+            status = connection_stop(self.c, stream_id, code, self.endpoint.core.now)
+            endpoint_touch(&self.endpoint.core, self.c, self.endpoint.core.now)
             endpoint_unlock(&self.endpoint.core)
         self.check(status)
 
@@ -661,7 +690,7 @@ cdef class Connection:
         with nogil:
             endpoint_lock(&self.endpoint.core)
             status = connection_reset(self.c, stream_id, code)
-            endpoint_touch(&self.endpoint.core, self.c, self.endpoint.now)
+            endpoint_touch(&self.endpoint.core, self.c, self.endpoint.core.now)
             endpoint_unlock(&self.endpoint.core)
         self.check(status)
 
@@ -679,8 +708,8 @@ cdef class Connection:
         cdef int status
         with nogil:
             endpoint_lock(&self.endpoint.core)
-            status = connection_resume(self.c, stream_id, self.endpoint.now)
-            endpoint_touch(&self.endpoint.core, self.c, self.endpoint.now)
+            status = connection_resume(self.c, stream_id, self.endpoint.core.now)
+            endpoint_touch(&self.endpoint.core, self.c, self.endpoint.core.now)
             endpoint_unlock(&self.endpoint.core)
         self.check(status)
 
@@ -688,8 +717,8 @@ cdef class Connection:
         """Let go of a stream: its record is freed once both directions are done."""
         with nogil:
             endpoint_lock(&self.endpoint.core)
-            connection_release(self.c, stream_id, self.endpoint.now)
-            endpoint_touch(&self.endpoint.core, self.c, self.endpoint.now)
+            connection_release(self.c, stream_id, self.endpoint.core.now)
+            endpoint_touch(&self.endpoint.core, self.c, self.endpoint.core.now)
             endpoint_unlock(&self.endpoint.core)
         self.endpoint.drain_releases()
 
@@ -707,7 +736,7 @@ cdef class Connection:
             endpoint_lock(&self.endpoint.core)
             may = conn_is_alive(self.c) and conn_may_update(self.c)
             if may and conn_update_sealing(self.c) != OK:
-                conn_fail(self.c, -1, 0, self.endpoint.now)
+                conn_fail(self.c, -1, 0, self.endpoint.core.now)
             endpoint_unlock(&self.endpoint.core)
         return may
 
@@ -723,36 +752,15 @@ cdef class Connection:
         cdef size_t size = len(text)
         with nogil:
             endpoint_lock(&self.endpoint.core)
-            connection_close(self.c, code, view, size, self.endpoint.now)
-            endpoint_touch(&self.endpoint.core, self.c, self.endpoint.now)
+            connection_close(self.c, code, view, size, self.endpoint.core.now)
+            endpoint_touch(&self.endpoint.core, self.c, self.endpoint.core.now)
             endpoint_unlock(&self.endpoint.core)
 
     def stats(self):
         """Return counters; times in microseconds."""
-        cdef Conn* c = self.c
-        return {
-            "datagrams_received": c.stats.datagrams_received,
-            "datagrams_sent": c.stats.datagrams_sent,
-            "bytes_received": c.stats.bytes_received,
-            "bytes_sent": c.stats.bytes_sent,
-            "packets_received": c.stats.packets_received,
-            "packets_dropped": c.stats.packets_dropped,
-            "packets_sent": c.recovery.stats.packets_sent,
-            "packets_lost": c.recovery.stats.packets_lost,
-            "timeouts": c.recovery.stats.timeouts,
-            "key_updates": c.stats.key_updates,
-            "path_changes": c.stats.path_changes,
-            "mtu": c.recovery.mtu.current,
-            "rtt": c.recovery.rtt.smoothed,
-            "congestion_window": c.recovery.cc.cwnd,
-            "bytes_in_flight": c.recovery.cc.bytes_in_flight,
-            "streams": c.streams.count,
-            "send_buffered": c.streams.send_buffered,
-            "recv_buffered": c.streams.recv_buffered,
-            "ecn_state": c.recovery.ecn.state,
-            "local_cids": c.local.count,
-            "remote_cids": c.remote.count,
-        }
+        cdef Conn c
+        self.look(&c)
+        return stats_to(&c)
 
     cdef int check(self, int status) except -1:
         """Raise what a verb's status stands for."""
@@ -772,15 +780,18 @@ cdef class Connection:
         raise ValueError("the stream was finished or reset")
 
     cdef int note_end(self) except -1:
+        cdef Conn c
         if self.end is None:
-            self.end = ConnectionEnd(
-                INITIATORS[self.c.initiator], bool(self.c.close_app),
-                self.c.close_code, self.c.close_frame,
-                self.c.close_reason[:self.c.close_reason_size].decode(
-                    "utf-8", "replace"
-                ),
-            )
+            self.look(&c)
+            self.end = end_to(&c)
         return 0
+
+    cdef void look(self, Conn* out) noexcept:
+        """Copy the record, to be read in peace; what it points to is another's."""
+        with nogil:
+            endpoint_lock(&self.endpoint.core)
+            out[0] = self.c[0]
+            endpoint_unlock(&self.endpoint.core)
 
 
 # --- For measuring ----------------------------------------------------------------
@@ -850,7 +861,7 @@ def bench_exchange(Connection client, Endpoint server, int count, size_t size=10
     cdef uint8_t* buffer = <uint8_t*> malloc(DATAGRAM_MAX)
     cdef uint8_t* body = <uint8_t*> malloc(4096)
     cdef uint64_t id = 0
-    cdef int64_t now = client.endpoint.now
+    cdef int64_t now = client.endpoint.core.now
     cdef size_t datagrams = 0
     cdef int done = 0
     cdef int _i
