@@ -5,6 +5,7 @@ Switches, each an environment variable set to 1:
 * ``LIGHTNING_DEBUG``: extra checks, no optimisation.
 * ``LIGHTNING_TRACE``: line tracing for coverage of Cython code.
 * ``LIGHTNING_SANITIZE``: AddressSanitizer and UndefinedBehaviorSanitizer.
+* ``LIGHTNING_TSAN``: ThreadSanitizer.
 * ``LIGHTNING_ANNOTATE``: writes the annotated HTML beside each source.
 """
 
@@ -19,6 +20,7 @@ from setuptools import Extension, setup
 DEBUG = os.environ.get("LIGHTNING_DEBUG") == "1"
 TRACE = os.environ.get("LIGHTNING_TRACE") == "1"
 SANITIZE = os.environ.get("LIGHTNING_SANITIZE") == "1"
+TSAN = os.environ.get("LIGHTNING_TSAN") == "1"
 ANNOTATE = os.environ.get("LIGHTNING_ANNOTATE") == "1"
 
 EXTENSIONS = [
@@ -69,15 +71,17 @@ link_args: list[str] = []
 macros: list[tuple[str, str | None]] = []
 if DEBUG:
     compile_args += ["-O0", "-g", "-UNDEBUG"]
-    macros.append(("LIGHTNING_DEBUG", "1"))
 else:
     compile_args.append("-O2")
 if TRACE:
     macros += [("CYTHON_TRACE_NOGIL", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]
-if SANITIZE:
-    flags = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
+if SANITIZE or TSAN:
+    kind = "address,undefined" if SANITIZE else "thread"
+    flags = ["-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={kind}"]
     compile_args += flags
     link_args += flags
+if DEBUG or SANITIZE or TSAN:
+    macros.append(("LIGHTNING_DEBUG", "1"))
 
 
 def pkg_config(package: str, option: str) -> list[str]:
@@ -114,7 +118,7 @@ setup(
     ext_modules=cythonize(
         [extension(name) for name in EXTENSIONS],
         annotate=ANNOTATE,
-        force=DEBUG or TRACE or SANITIZE,
+        force=DEBUG or TRACE or SANITIZE or TSAN,
         compiler_directives={
             "language_level": 3,
             "binding": True,

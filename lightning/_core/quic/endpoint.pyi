@@ -1,0 +1,3 @@
+LOCK_RULES: bool
+
+def break_lock_rule(rule: str) -> None: ...

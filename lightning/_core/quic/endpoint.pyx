@@ -659,3 +659,37 @@ cdef void endpoint_tls_done(EndpointCore* e, Conn* c, int64_t now) noexcept nogi
         conn_list(c, CONNS_SEND)
     settle(e, c)
     conn_unref(c)
+
+
+# --- For tests --------------------------------------------------------------------
+
+LOCK_RULES = bool(LIGHTNING_LOCK_RULES)  # whether this build checks them
+
+
+def break_lock_rule(str rule not None):
+    """Break a lock rule, which aborts the process if `LOCK_RULES` is set.
+
+    Args:
+        rule: ``waits`` for the mutex with the GIL, ``takes`` the GIL with the mutex,
+            or locks ``twice``. Anything else breaks none.
+    """
+    cdef EndpointCore e
+    memset(&e, 0, sizeof(EndpointCore))
+    pthread_mutex_init(&e.mutex, NULL)
+    if rule == "waits":
+        endpoint_lock(&e)
+        endpoint_unlock(&e)
+    elif rule == "takes":
+        with nogil:
+            endpoint_lock(&e)
+        with nogil:
+            endpoint_unlock(&e)
+    elif rule == "twice" and LIGHTNING_LOCK_RULES:  # Else it would wait for ever.
+        with nogil:
+            endpoint_lock(&e)
+            endpoint_lock(&e)
+    else:
+        with nogil:
+            endpoint_lock(&e)
+            endpoint_unlock(&e)
+    pthread_mutex_destroy(&e.mutex)
