@@ -4,7 +4,7 @@ PY := $(VENV)/bin/python
 SETUP := LIGHTNING_VENV=$(VENV) tools/setup.sh
 CODE := lightning tests examples tools bench setup.py
 
-.PHONY: help demo test interop peer-suite build debug annotate lint types format cov sanitize dist clean
+.PHONY: help demo test interop peer-suite build debug annotate lint types format cov sanitize tsan soak dist clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,12 @@ cov: build ## coverage of Python and Cython
 
 sanitize: build ## the suite under AddressSanitizer and UndefinedBehaviorSanitizer
 	tools/sanitize.sh
+
+tsan: build ## the tests of threads under ThreadSanitizer
+	tools/tsan.sh
+
+soak: build ## the long runs: ten minutes of threads, a thousand networks
+	nice -n 19 $(PY) -m pytest -m soak --timeout 1800
 
 dist: build ## the sdist, installed and run in a clean environment
 	tools/dist_check.sh

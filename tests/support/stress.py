@@ -267,7 +267,8 @@ class Stress:
     def _look(self, chance, world):
         end = chance.choice(world.ends)
         assert end.stats()["connections"] >= 0
-        assert 0 <= end.half_open and 0 <= end.connections
+        assert 0 <= end.half_open <= 10_000
+        assert 0 <= end.connections <= 10_000
         connection, _ = self._any(chance, world)
         if connection is not None:
             assert connection.stats()["bytes_in_flight"] < 2**40
