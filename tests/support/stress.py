@@ -291,3 +291,20 @@ class Stress:
             self._rounds += 1
             self.done["worlds"] += 1
             self.world = World(self.seed + self._rounds, chance.random() < 0.5)
+
+
+def stress_and_check(seed, seconds):
+    """Run the threads; at the end traffic has flowed and nothing is held."""
+    print("seed", seed)
+    references = sys.getrefcount(BODY)
+    stress = Stress(seed)
+    stress.run(seconds)
+    for end in stress.finish():
+        assert end["connections"] == end["half_open"] == 0
+        assert end["blocks_in_use"] == end["streams_in_use"] == 0
+    print(stress.done)
+    assert stress.done["connected"] >= 4
+    assert stress.done["ends"] >= 20
+    assert stress.done["bytes"] >= 100_000
+    del stress
+    assert sys.getrefcount(BODY) == references
