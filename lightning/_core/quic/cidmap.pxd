@@ -31,24 +31,32 @@ cdef int cidmap_add(CidMap* m, const Cid* cid, void* owner) noexcept nogil
 cdef void cidmap_remove(CidMap* m, const Cid* cid, const void* owner) noexcept nogil
 
 
+cdef extern from *:
+    """
+    // Fold the 128 bits of a product: each bit of it depends on most of both factors.
+    static inline uint64_t lightning_fold(uint64_t a, uint64_t b) {
+        unsigned __int128 product = (unsigned __int128)a * b;
+        return (uint64_t)product ^ (uint64_t)(product >> 64);
+    }
+    """
+    uint64_t lightning_fold(uint64_t a, uint64_t b) noexcept nogil
+
+
 cdef inline uint64_t cidmap_hash(
     const CidMap* m, const uint8_t* cid, size_t size
 ) noexcept nogil:
     """Mix up to 20 bytes with the key."""
     cdef uint64_t part = 0
-    cdef uint64_t h = m.key ^ size
-    if size >= 8:
+    cdef uint64_t h = m.key
+    while size >= 8:
         memcpy(&part, cid, 8)
-        h = (h ^ part) * <uint64_t> 0x9E3779B97F4A7C15
-        h ^= h >> 29
+        h = lightning_fold(h ^ part, <uint64_t> 0x9E3779B97F4A7C15)
         cid += 8
         size -= 8
-    while size:
-        h = (h ^ cid[0]) * <uint64_t> 0x9E3779B97F4A7C15
-        h ^= h >> 29
-        cid += 1
-        size -= 1
-    return h ^ (h >> 32)
+    # Fewer than 8 are left; their number tells apart those that end in zeros.
+    part = <uint64_t> size << 56
+    memcpy(&part, cid, size)
+    return lightning_fold(h ^ part, (m.key ^ <uint64_t> 0xD6E8FEB86659FD93) | 1)
 
 
 cdef inline void* cidmap_find(
