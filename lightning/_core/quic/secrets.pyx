@@ -1,6 +1,8 @@
 """Randomness and address tokens."""
 
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+cimport cython
+from libc.stddef cimport size_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from lightning._core.quic.buffer cimport load_u64, store_u64
@@ -162,3 +164,105 @@ cdef int token_check(
     t.used[t.next_used] = nonce
     t.next_used = (t.next_used + 1) % TOKENS_REMEMBERED
     return TOKEN_PROVES_ADDRESS
+
+
+# --- Python face --------------------------------------------------------------------
+
+cdef int to_address(bytes ip, uint16_t port, Address* a) except -1:
+    if len(ip) not in (4, 16):
+        raise ValueError("an address has 4 or 16 bytes")
+    memset(a, 0, sizeof(Address))
+    a.family = 4 if len(ip) == 4 else 6
+    a.port = port
+    memcpy(a.ip, <const char*> ip, len(ip))
+    return 0
+
+
+cdef int to_cid(bytes data, Cid* cid) except -1:
+    if len(data) > CID_MAX:
+        raise ValueError("a connection ID has at most 20 bytes")
+    cid_set(cid, data, len(data))
+    return 0
+
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class RandomFace:
+    """A ``Random`` of its own, for tests and tools."""
+
+    cdef Random r
+
+    def __cinit__(self, bytes seed not None):
+        if len(seed) != SECRET_SIZE:
+            raise ValueError("a seed has 32 bytes")
+        memcpy(self.r.seed, <const char*> seed, SECRET_SIZE)
+
+    def take(self, size_t size):
+        """Return that many bytes."""
+        cdef bytearray out = bytearray(size)
+        random_bytes(&self.r, <uint8_t*> <char*> out, size)
+        return bytes(out)
+
+    def below(self, uint64_t bound):
+        """Return a number below ``bound``, which is not 0."""
+        if bound == 0:
+            raise ValueError("nothing is below 0")
+        return random_below(&self.r, bound)
+
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class TokenFace:
+    """A ``Tokens`` of its own, for tests and tools. Times are microseconds."""
+
+    cdef Tokens t
+    cdef Random r
+
+    def __cinit__(
+        self, bytes key not None, int64_t retry_lifetime, int64_t lifetime,
+        bytes seed not None=bytes(32),
+    ):
+        if len(key) != SECRET_SIZE or len(seed) != SECRET_SIZE:
+            raise ValueError("a key and a seed have 32 bytes")
+        memcpy(self.t.key, <const char*> key, SECRET_SIZE)
+        memcpy(self.r.seed, <const char*> seed, SECRET_SIZE)
+        self.t.retry_lifetime = retry_lifetime
+        self.t.lifetime = lifetime
+
+    def make_retry(
+        self, bytes ip not None, uint16_t port, bytes original not None,
+        bytes scid not None, int64_t now,
+    ):
+        """Make the token of a Retry packet."""
+        cdef uint8_t out[54]
+        cdef Address address
+        cdef Cid first, source
+        to_address(ip, port, &address)
+        to_cid(original, &first)
+        to_cid(scid, &source)
+        # `out` has TOKEN_MAX bytes.
+        size = token_make_retry(&self.t, &self.r, &address, &first, &source, now, out)
+        return bytes(out[:size])
+
+    def make_new(self, bytes ip not None, uint16_t port, int64_t now):
+        """Make a token for NEW_TOKEN."""
+        cdef uint8_t out[54]
+        cdef Address address
+        to_address(ip, port, &address)
+        size = token_make_new(&self.t, &self.r, &address, now, out)
+        return bytes(out[:size])
+
+    def check(
+        self, bytes ip not None, uint16_t port, bytes dcid not None,
+        bytes token not None, int64_t now,
+    ):
+        """Return the verdict, a ``TokenVerdict``, and the original identifier."""
+        cdef Address address
+        cdef Cid destination, original
+        cdef int verdict
+        to_address(ip, port, &address)
+        to_cid(dcid, &destination)
+        verdict = token_check(
+            &self.t, &address, &destination, token, len(token), now, &original
+        )
+        return verdict, bytes(original.bytes[:original.size])
