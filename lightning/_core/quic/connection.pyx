@@ -11,7 +11,7 @@ from lightning._core.quic.connrecv cimport conn_settle
 from lightning._core.quic.connstate cimport (
     CLOSED_HANDSHAKE_TIMEOUT, CLOSED_IDLE, CLOSED_NO_PATH, CONN_GONE, CONN_OPEN,
     CONNS_SEND, conn_bury, conn_close_local, conn_fail, conn_forget_path,
-    conn_is_alive, conn_list, conn_lose, conn_pto, conn_route
+    conn_is_alive, conn_list, conn_lose, conn_route
 )
 from lightning._core.quic.mtu cimport mtu_enable
 from lightning._core.quic.packet cimport cid_is
@@ -201,9 +201,7 @@ cdef void connection_on_timeout(Conn* c, int64_t now) noexcept nogil:
         conn_lose(c, CLOSED_HANDSHAKE_TIMEOUT)
         return
     for i in range(PATHS_MAX):
-        if c.paths[i].used and path_on_timeout(
-            &c.paths[i], now, conn_pto(c)
-        ):
+        if c.paths[i].used and path_on_timeout(&c.paths[i], now):
             on_path_failed(c, i, now)
             if not conn_is_alive(c):
                 return
@@ -229,7 +227,9 @@ cdef void on_path_failed(Conn* c, uint32_t path, int64_t now) noexcept nogil:
                 c.recovery.blocked = False
                 break
         else:
-            conn_lose(c, CLOSED_NO_PATH)
+            # One that is proven, but not for 1200 bytes, is better than none.
+            if not c.paths[path].validated:
+                conn_lose(c, CLOSED_NO_PATH)
             return
     if status == OK:
         status = conn_forget_path(c, path)

@@ -40,8 +40,8 @@ from lightning._core.quic.packet cimport (
     packet_reserved_bits, packet_space
 )
 from lightning._core.quic.paths cimport (
-    PATHS_MAX, Path, address_is, address_is_host, path_init, path_on_challenge,
-    path_on_response, path_validate
+    PATHS_MAX, Path, address_is, address_is_host, path_init, path_is_asked,
+    path_on_challenge, path_on_response, path_validate
 )
 from lightning._core.quic.protection cimport (
     PacketKey, keys_init_initial, packet_key_free, packet_key_next, protection_open,
@@ -84,6 +84,7 @@ cdef struct Arrival:
     PacketHeader header
     const Address* source
     uint64_t pn
+    int64_t time  # when it came, also if its keys came later
     size_t datagram  # bytes of the datagram
     int space
     int path  # index, -1 for a new address
@@ -114,6 +115,7 @@ cdef void conn_receive(
         return
     a.source = source
     a.ecn = ecn
+    a.time = now
     a.datagram = size
     a.path = find_path(c, source)
     if a.path < 0:
@@ -342,6 +344,7 @@ cdef void conn_unstash(Conn* c, int64_t now) noexcept nogil:
         if not kept.size or not c.can_open[kept.space]:
             continue
         a.ecn = kept.ecn
+        a.time = kept.time
         if packet_parse(&a.header, kept.data, kept.size, LOCAL_CID_SIZE) == OK:
             kept.size = 0
             receive_packet(c, &a, kept.data, now)
@@ -469,7 +472,8 @@ cdef void note_received(Conn* c, Arrival* a, int64_t now) noexcept nogil:
             rs.ecn.ect1 += 1
     if first or a.pn > rs.largest:
         rs.largest = a.pn
-        rs.largest_time = now
+        # The wait for keys is a delay of ours, too (section 13.2.5).
+        rs.largest_time = a.time
     if not a.eliciting:
         return
     rs.eliciting += 1
@@ -544,7 +548,7 @@ cdef int on_rare_frame(Conn* c, Arrival* a, Frame* f, int64_t now) noexcept nogi
             conn_list(c, CONNS_SEND)
         return OK
     if f.type == FRAME_PATH_RESPONSE:
-        return on_path_response(c, a, f.body.path_data)
+        return on_path_response(c, a, f.body.path_data, now)
     if f.type == FRAME_NEW_TOKEN:
         return on_new_token(c, f)
     if f.type == FRAME_HANDSHAKE_DONE:
@@ -739,38 +743,47 @@ cdef int add_path(Conn* c, Arrival* a) noexcept nogil:
 
 cdef void move(Conn* c, int path, int64_t now) noexcept nogil:
     """Follow the peer to another address (RFC 9000 9.3)."""
-    cdef const Path* before = &c.paths[c.path]
-    cdef bint same_host = address_is_host(&before.remote, &c.paths[path].remote)
+    cdef Path* before = &c.paths[c.path]
     c.stats.path_changes += 1
     if conn_route(c, path) != OK:
         conn_fail(c, OUT_OF_MEMORY, 0, now)
         return
-    path_validate(&c.paths[path], now, conn_pto(c))
+    # Who is still there says so, and so takes back what a forwarder of its packets
+    # took away (section 9.3.3).
+    path_validate(before, now, conn_pto(c))
     # A new port is most likely a rebinding on the same path (section 9.4).
-    if not same_host:
+    if not address_is_host(&before.remote, &c.paths[path].remote):
         recovery_on_path_change(&c.recovery, now)
+    if not c.paths[path].validated:
+        # On an unknown path with the timer of its first round trip (section 8.2.4).
+        path_validate(&c.paths[path], now, conn_pto(c))
     c.recovery.blocked = False
     conn_list(c, CONNS_SEND)
 
 
 cdef int on_path_response(
-    Conn* c, const Arrival* a, const uint8_t* data
+    Conn* c, const Arrival* a, const uint8_t* data, int64_t now
 ) noexcept nogil:
     """Validate the path whose challenge this answers (RFC 9000 8.2.3)."""
-    cdef uint32_t i, k
-    cdef int status
+    cdef Path* p
+    cdef int i
+    cdef int status = OK
     for i in range(PATHS_MAX):
-        if not c.paths[i].used or not path_on_response(&c.paths[i], data):
-            continue
-        c.recovery.blocked = False
-        conn_list(c, CONNS_SEND)
-        if i != c.path:
-            return OK
-        for k in range(PATHS_MAX):
-            # The answer may have come from yet another address: the peer moved again.
-            if k != i and c.paths[k].used and <int> k != a.path:
-                status = conn_forget_path(c, k)
-                if status != OK:
-                    return status
+        if c.paths[i].used and path_on_response(&c.paths[i], data, now):
+            c.recovery.blocked = False
+            conn_list(c, CONNS_SEND)
+            break
+    else:
         return OK
-    return OK
+    p = &c.paths[c.path]
+    if not p.validated or path_is_asked(p):
+        return OK
+    for i in range(PATHS_MAX):
+        p = &c.paths[i]
+        # The answer may have come from yet another address: the peer moved again.
+        if (
+            status == OK and p.used and not path_is_asked(p)
+            and i != <int> c.path and i != a.path
+        ):
+            status = conn_forget_path(c, i)
+    return status

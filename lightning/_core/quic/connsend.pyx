@@ -17,7 +17,7 @@ from lightning._core.quic.cids cimport (
 from lightning._core.quic.connstate cimport (
     CONN_CLOSING, CONN_OPEN, KEY_MARGIN, SENT_OF_STREAMS, RecvSpace,
     conn_discard, conn_fail, conn_idle_timeout, conn_is_alive, conn_may_update,
-    conn_pto, conn_update_sealing
+    conn_update_sealing
 )
 from lightning._core.quic.frames cimport (
     crypto_frame_fit, frame_begin_crypto, frame_write_ack, frame_write_bare,
@@ -551,8 +551,8 @@ cdef size_t write_probe(
         return 0
     d.count = 0
     d.ecn = 0
-    # Also larger than the path may be sent: what proves an address proves that it
-    # takes 1200 bytes, unless the amplification limit is in the way (section 8.2.1).
+    # What proves an address proves that its path takes 1200 bytes, unless the
+    # amplification limit is in the way (section 8.2.1).
     d.pads = True
     writer_init(&d.w, out, limit)
     if not begin(c, &d, APPLICATION, p):
@@ -561,7 +561,11 @@ cdef size_t write_probe(
     if p.challenge_due:
         random_bytes(&c.shared.random, random, 8)
         if frame_write_path(&d.w, FRAME_PATH_CHALLENGE, random) == OK:
-            path_challenge_sent(p, random, now, max(conn_pto(c), <int64_t> 1000))
+            path_challenge_sent(p, random, limit < <size_t> INITIAL_DATAGRAM_MIN, now)
+    if p.responses and p == &c.paths[c.path]:
+        # Not for probing alone: whoever asks whether its peer is still here is to hear
+        # it from here, also if somebody forwards our packets (section 9.3.3).
+        frame_write_bare(&d.w, FRAME_PING)
     while p.responses and frame_write_path(
         &d.w, FRAME_PATH_RESPONSE, p.response[0]
     ) == OK:

@@ -535,16 +535,22 @@ cdef class Connection:
     @property
     def is_connected(self):
         """Whether the handshake is complete and the connection alive."""
-        cdef Conn c
-        self.look(&c)
-        return c.state == CONN_OPEN
+        cdef bint connected
+        with nogil:
+            endpoint_lock(&self.endpoint.core)
+            connected = self.c.state == CONN_OPEN
+            endpoint_unlock(&self.endpoint.core)
+        return connected
 
     @property
     def is_confirmed(self):
         """Whether the peer is known to have completed the handshake too."""
-        cdef Conn c
-        self.look(&c)
-        return bool(c.confirmed)
+        cdef bint confirmed
+        with nogil:
+            endpoint_lock(&self.endpoint.core)
+            confirmed = self.c.confirmed
+            endpoint_unlock(&self.endpoint.core)
+        return confirmed
 
     @property
     def token(self):

@@ -2,7 +2,9 @@
 
 A path is where the peer's packets come from. Until it is validated no more than three
 times the bytes received from it are sent there (RFC 9000 8.1, 9.3); it is validated by
-a PATH_RESPONSE that repeats what a PATH_CHALLENGE said (section 8.2).
+a PATH_RESPONSE that repeats what a PATH_CHALLENGE said (section 8.2). A challenge that
+this limit kept below 1200 bytes proves the address and not that the path carries such
+datagrams: a second validation follows (section 8.2.1).
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -33,12 +35,14 @@ cdef struct Path:
     bint validated
     bint challenge_due
     uint8_t tries  # challenges sent in this validation
+    uint8_t small  # 1 << of those that were below 1200 bytes
     uint8_t responses  # that are due
     Address remote
     # Bytes of UDP payload, while not validated.
     uint64_t received
     uint64_t sent
     int64_t next_step  # when to send another challenge or give up; INT64_MAX is never
+    int64_t pto  # the wait for the answer to the first challenge
     # The peer's connection ID used there, and its sequence number.
     uint64_t sequence
     Cid cid
@@ -67,18 +71,24 @@ cdef inline uint64_t path_room(const Path* p) noexcept nogil:
     return max(p.received * AMPLIFICATION_FACTOR, p.sent) - p.sent
 
 
+cdef inline bint path_is_asked(const Path* p) noexcept nogil:
+    """Say if a validation is under way."""
+    return p.challenge_due or p.tries != 0
+
+
 cdef void path_init(
     Path* p, const Address* remote, const Cid* cid, uint64_t sequence
 ) noexcept nogil
-# Begin a validation, unless there is one. `random` is 8 bytes for the challenge sent.
+# Begin a validation, unless one is under way; also of a path that was validated before.
 cdef void path_validate(Path* p, int64_t now, int64_t pto) noexcept nogil
+# `random` is the 8 bytes of the challenge, `small` says if the datagram was.
 cdef void path_challenge_sent(
-    Path* p, const uint8_t* random, int64_t now, int64_t pto
+    Path* p, const uint8_t* random, bint small, int64_t now
 ) noexcept nogil
-# Say if the path is validated by it.
-cdef bint path_on_response(Path* p, const uint8_t* data) noexcept nogil
+# Say if it answers a challenge for this path, whose address is validated then.
+cdef bint path_on_response(Path* p, const uint8_t* data, int64_t now) noexcept nogil
 # Remember a challenge to answer; False if too many wait.
 cdef bint path_on_challenge(Path* p, const uint8_t* data) noexcept nogil
 cdef void path_response_sent(Path* p) noexcept nogil
 # Act on `next_step`: True if the validation failed.
-cdef bint path_on_timeout(Path* p, int64_t now, int64_t pto) noexcept nogil
+cdef bint path_on_timeout(Path* p, int64_t now) noexcept nogil

@@ -7,6 +7,7 @@ from aioquic.tls import Epoch
 from lightning.errors import ConnectionClosed
 from tests.support.bounds import last_number
 from tests.support.quic import (
+    CLIENT,
     CONNECTION_ID_LIMIT,
     CRYPTO,
     CRYPTO_BUFFER_EXCEEDED,
@@ -578,8 +579,8 @@ def test_a_peer_may_move_while_it_is_asked():
     second, third = ("10.0.0.1", 1002), ("10.0.0.1", 1003)
     attacker.send(frame(0x01), source=second)
     for data, to in attacker.end.datagrams_to_send(attacker.now):
-        assert to == second
-        attacker.quic.receive_datagram(data, SERVER, attacker.now)
+        if to == second:
+            attacker.quic.receive_datagram(data, SERVER, attacker.now)
     attacker.quic.send_stream_data(0, b"x", end_stream=True)
     for data, _ in attacker.quic.datagrams_to_send(attacker.now):
         attacker.end.receive(data, third, attacker.now)
@@ -593,9 +594,9 @@ def test_a_peer_may_move_while_it_is_asked():
         attacker.now += 0.01
         attacker.end.handle_timeout(attacker.now)
         for data, to in attacker.end.datagrams_to_send(attacker.now):
-            assert to == third
-            sent += len(data)
-            attacker.quic.receive_datagram(data, SERVER, attacker.now)
+            if to == third:
+                sent += len(data)
+                attacker.quic.receive_datagram(data, SERVER, attacker.now)
         for data, _ in attacker.quic.datagrams_to_send(attacker.now):
             attacker.end.receive(data, third, attacker.now)
     assert sent > 50_000
@@ -609,8 +610,28 @@ def test_a_path_that_is_not_proven_is_left():
     assert attacker.victim.address == ("10.9.9.9", 9)
     for tick in range(1000):
         attacker.end.handle_timeout(tick / 100)
-        attacker.end.datagrams_to_send(tick / 100)
-    assert attacker.victim.address == ("10.0.0.1", 1000)
+        for data, to in attacker.end.datagrams_to_send(tick / 100):
+            # The peer is where it was, and answers.
+            if to == CLIENT:
+                attacker.quic.receive_datagram(data, SERVER, tick / 100)
+        for data, _ in attacker.quic.datagrams_to_send(tick / 100):
+            attacker.end.receive(data, CLIENT, tick / 100)
+    assert attacker.victim.address == CLIENT
+    assert attacker.victim.end is None
+
+
+def test_no_path_left_ends_a_connection_without_a_word():
+    """Neither the new address nor the one of before answers (9.3.2)."""
+    attacker = Attacker()
+    attacker.send(frame(0x01), source=("10.9.9.9", 9))
+    sent = []
+    for tick in range(1000):
+        attacker.end.handle_timeout(tick / 100)
+        sent.append(len(attacker.end.datagrams_to_send(tick / 100)))
+    attacker.collect()
+    assert attacker.victim.end.initiator == "path"
+    assert attacker.end.connections == 0
+    assert sum(sent[-100:]) == 0
 
 
 def test_challenges_are_answered_and_bounded():
