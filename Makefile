@@ -16,7 +16,8 @@ demo: ## start a miner and a validator on loopback and let them talk
 test: build ## the test suite
 	$(PY) -m pytest
 
-interop: build ## only the tests with the peer's wheel; they fail where it is missing
+interop: build ## the tests with other QUIC stacks; they fail where the peer's wheel is missing
+	! command -v go >/dev/null || tools/quicgo.sh
 	LIGHTNING_REQUIRE_INTEROP=1 $(PY) -m pytest -m interop
 
 peer-suite: build ## the peer's own Python tests, with this package in its place

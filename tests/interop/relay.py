@@ -1,0 +1,155 @@
+"""A UDP relay in a thread: loss and corruption from a seed, and other addresses."""
+
+import random
+import selectors
+import socket
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+from tests.interop.ours import Address
+
+# What becomes of a datagram: its bytes, None if it is lost.
+Meddle = Callable[[bool, int, bytes], bytes | None]
+
+
+class Passed(NamedTuple):
+    """A datagram that was passed on."""
+
+    to_server: bool
+    size: int
+    head: bytes
+
+    @property
+    def is_retry(self) -> bool:
+        return self.head[0] & 0xF0 == 0xF0 and self.head[1:5] == bytes([0, 0, 0, 1])
+
+    @property
+    def is_version_negotiation(self) -> bool:
+        return self.head[0] & 0x80 == 0x80 and self.head[1:5] == bytes(4)
+
+
+class Relay:
+    """Passes datagrams between clients and a server, each client from its own port.
+
+    Args:
+        server: Where to.
+        seed: Of everything that is done to datagrams.
+        loss: The part of the datagrams of each direction that is lost.
+        corruption: The part in which one bit is turned over.
+        meddle: Called in the relay's thread with whether a datagram goes to the server,
+            how many went there before it, and its bytes; what it returns is passed on.
+
+    Attributes:
+        address: Where clients send to.
+        passed: The datagrams that were passed on.
+        lost: How many were not.
+        corrupted: How many were changed.
+    """
+
+    def __init__(
+        self,
+        server: Address,
+        *,
+        seed: int = 1,
+        loss: float = 0.0,
+        corruption: float = 0.0,
+        meddle: Meddle | None = None,
+    ):
+        self._server = server
+        self._random = random.Random(seed)
+        self._loss = loss
+        self._corruption = corruption
+        self.meddle = meddle
+        self.passed: list[Passed] = []
+        self.lost = 0
+        self.corrupted = 0
+        self._count = [0, 0]
+        self._host = "127.0.0.1"
+        self._lock = threading.Lock()
+        self._far: dict[Address, socket.socket] = {}
+        self._selector = selectors.DefaultSelector()
+        self._near = self._open("127.0.0.1")
+        self._selector.register(self._near, selectors.EVENT_READ, None)
+        self.address: Address = self._near.getsockname()
+        self._wake, self._woken = socket.socketpair()
+        self._selector.register(self._woken, selectors.EVENT_READ, self)
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def rebind(self, host: str = "127.0.0.1") -> None:
+        """Let the server see all clients at other ports, and at that host."""
+        with self._lock:
+            self._host = host
+            for far in self._far.values():
+                self._selector.unregister(far)
+                far.close()
+            self._far.clear()
+
+    def close(self) -> None:
+        """Stop; bounded, for the thread waits for nothing else."""
+        self._wake.send(b"x")
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+        self.rebind()
+        for each in (self._near, self._wake, self._woken):
+            each.close()
+        self._selector.close()
+
+    def _open(self, host: str) -> socket.socket:
+        made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        made.bind((host, 0))
+        made.setblocking(False)
+        return made
+
+    def _run(self) -> None:
+        while True:
+            ready = self._selector.select()
+            for key, _ in ready:
+                if key.data is self:
+                    return
+                # Within the lock a socket is either open or gone from the list.
+                with self._lock:
+                    if key.fileobj.fileno() >= 0:
+                        self._pass(key.fileobj, key.data)
+
+    def _pass(self, source: socket.socket, client: Address | None) -> None:
+        for _ in range(64):
+            try:
+                data, address = source.recvfrom(65536)
+            except BlockingIOError:
+                return
+            except ConnectionRefusedError:
+                continue
+            data = self._spoil(client is None, data)
+            if data is None:
+                self.lost += 1
+                continue
+            self.passed.append(Passed(client is None, len(data), data[:5]))
+            out, to = self._near, client
+            if client is None:
+                out, to = self._far_of(address), self._server
+            try:
+                out.sendto(data, to)
+            except (BlockingIOError, ConnectionRefusedError):
+                pass
+
+    def _far_of(self, client: Address) -> socket.socket:
+        if client not in self._far:
+            self._far[client] = self._open(self._host)
+            self._selector.register(self._far[client], selectors.EVENT_READ, client)
+        return self._far[client]
+
+    def _spoil(self, to_server: bool, data: bytes) -> bytes | None:
+        number = self._count[to_server]
+        self._count[to_server] += 1
+        if self._random.random() < self._loss:
+            return None
+        if self._random.random() < self._corruption:
+            bit = self._random.randrange(len(data) * 8)
+            changed = bytearray(data)
+            changed[bit // 8] ^= 1 << bit % 8
+            data = bytes(changed)
+            self.corrupted += 1
+        return self.meddle(to_server, number, data) if self.meddle else data
