@@ -261,7 +261,7 @@ cdef void conn_close_local(
     Conn* c, bint app, uint64_t code, uint64_t frame, const uint8_t* reason,
     size_t size, int64_t now
 ) noexcept nogil
-# The peer closed it.
+# The peer closed it, which was alive.
 cdef void conn_drain(
     Conn* c, bint app, uint64_t code, uint64_t frame, const uint8_t* reason,
     size_t size, int64_t now

@@ -244,14 +244,9 @@ cdef void conn_drain(
     Conn* c, bint app, uint64_t code, uint64_t frame, const uint8_t* reason,
     size_t size, int64_t now
 ) noexcept nogil:
-    # While closing, the peer's answer tells that it knows (RFC 9000 10.2.2).
-    if conn_is_alive(c):
-        note_end(c, CLOSED_BY_PEER, app, code, frame, reason, size)
-        c.close_at = now + 3 * conn_pto(c)
-    elif c.state != CONN_CLOSING:
-        return
+    note_end(c, CLOSED_BY_PEER, app, code, frame, reason, size)
     c.state = CONN_DRAINING
-    c.close_due = False
+    c.close_at = now + 3 * conn_pto(c)
     conn_unlist(c, CONNS_SEND)
 
 
