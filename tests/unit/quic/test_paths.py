@@ -194,5 +194,5 @@ def test_the_face_refuses_what_would_be_out_of_bounds():
         lambda: path.challenge_sent(bytes(8), NOW),
         path.response_sent,
     ):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=r"8 bytes|is due"):
             call()

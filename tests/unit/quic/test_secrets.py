@@ -200,5 +200,5 @@ def test_the_faces_refuse_wrong_sizes():
         lambda: made.make_retry(HERE, PORT, bytes(21), SCID, 0),
         lambda: made.check(HERE, PORT, bytes(21), b"", 0),
     ):
-        with pytest.raises(ValueError, match="bytes|below"):
+        with pytest.raises(ValueError, match=r"bytes|below"):
             call()
