@@ -194,6 +194,9 @@ class Tls:
             if context is None:
                 self._after(message[0])
                 continue
+            # RFC 9001 section 8.4: the byte says how long legacy_session_id is.
+            if message[0] == HandshakeType.CLIENT_HELLO and message[38:39] > b"\0":
+                raise TlsError(_PROTOCOL_VIOLATION, "middlebox compatibility mode")
             self._handle(context, message)
             if context.state in _DONE:
                 self._finish(context)
@@ -207,8 +210,11 @@ class Tls:
 
     def _after(self, kind: int) -> None:
         """Take a message after the handshake: tickets, which nobody uses."""
+        if self._is_client and kind == HandshakeType.CERTIFICATE_REQUEST:
+            # RFC 9001 section 4.4.
+            raise TlsError(_PROTOCOL_VIOLATION, "authentication after the handshake")
         if not self._is_client or kind != HandshakeType.NEW_SESSION_TICKET:
-            # RFC 9001 sections 4.4 and 6: also KeyUpdate.
+            # RFC 9001 section 6: also KeyUpdate.
             raise tls.AlertUnexpectedMessage
 
     def _finish(self, context: tls.Context) -> None:

@@ -5,6 +5,7 @@ from aioquic.buffer import Buffer
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.packet import (
+    QuicPacketType,
     QuicPreferredAddress,
     pull_ack_frame,
     pull_quic_header,
@@ -369,6 +370,44 @@ def test_a_draining_end_says_nothing():
     attacker.end.handle_timeout(attacker.now)
     assert attacker.end.connections == 0
     assert attacker.end.datagrams_to_send(attacker.now) == []
+
+
+# TLS (RFC 9001 section 4).
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_client_hello_may_take_two_datagrams(order):
+    """In either order, as a large one is (4.3)."""
+
+    def prepare(quic):
+        names = [f"{n}" * 200 for n in range(8)]
+        quic.configuration.alpn_protocols = [*names, "btlightning"]
+
+    attacker = Attacker(connect=False, prepare=prepare)
+    sent = [data for data, _ in attacker.quic.datagrams_to_send(0.0)]
+    assert len(sent) == 2
+    for number in order:
+        attacker.end.receive(sent[number], CLIENT, 0.0)
+    assert attacker.end.connections == 1
+    attacker.pump()
+    assert attacker.victim.is_connected
+
+
+def test_lost_handshake_messages_are_sent_with_the_keys_of_their_level():
+    """A ServerHello in Initial packets, also when newer keys are there (4)."""
+    two = Two(lose=lambda to_server, number, data: not to_server and number <= 2)
+    kinds = []
+    lose = two.lose
+
+    def watch(to_server, number, data):
+        if not to_server and number > 2:
+            kinds.append(header(data).packet_type)
+        return lose(to_server, number, data)
+
+    two.lose = watch
+    two.run(5)
+    assert two.connection.is_confirmed
+    assert QuicPacketType.INITIAL in kinds
 
 
 # Keys (RFC 9001 sections 4.1, 5.7 and 6).

@@ -205,6 +205,52 @@ def test_after_the_handshake_only_tickets_are_taken():
     assert pair.client.receive(2, b"\x18\x00\x00\x01\x00").error.code == ALERT + 10
 
 
+def test_nobody_is_asked_to_authenticate_after_the_handshake():
+    """RFC 9001 section 4.4 has an error of its own for it."""
+    pair = Pair().run()
+    request = b"\x0d\x00\x00\x03\x00\x00\x00"
+    assert pair.client.receive(2, request).error.code == 0x0A
+    pair = Pair().run()
+    assert pair.server.receive(2, request).error.code == ALERT + 10
+
+
+def test_middlebox_compatibility_mode_is_refused():
+    """A ClientHello with a session identifier (RFC 9001 section 8.4)."""
+    pair = Pair()
+    hello = pair.client.start().data[0][1]
+    assert hello[38] == 0
+    size = int.from_bytes(hello[1:4]) + 32
+    changed = hello[:1] + size.to_bytes(3) + hello[4:38] + b"\x20" + bytes(32)
+    output = pair.server.receive(0, changed + hello[39:])
+    assert output.error.code == 0x0A
+    assert not output.data
+
+
+def test_older_versions_of_tls_are_refused():
+    """RFC 9001 section 4.2, by either end."""
+    pair = Pair()
+    hello = pair.client.start().data[0][1]
+    offers = b"\x00\x2b\x00\x03\x02\x03\x04"
+    assert hello.count(offers) == 1
+    older = hello.replace(offers, offers[:-1] + b"\x03")
+    assert pair.server.receive(0, older).error.code == ALERT + 70
+    pair = Pair()
+    answer = pair.server.receive(0, pair.client.start().data[0][1]).data[0][1]
+    chooses = b"\x00\x2b\x00\x02\x03\x04"
+    assert answer.count(chooses) == 1
+    output = pair.client.receive(0, answer.replace(chooses, chooses[:-1] + b"\x03"))
+    assert output.error.code in (ALERT + 47, ALERT + 70)
+
+
+def test_a_handshake_without_a_common_group_fails():
+    """No HelloRetryRequest is sent or followed: every peer has X25519 (4.7)."""
+    pair = Pair()
+    pair.client._context._supported_groups = [aioquic_tls.Group.SECP384R1]
+    pair.run()
+    assert pair.error(pair.server) == ALERT + 40
+    assert not pair.complete(pair.client)
+
+
 def test_an_unforeseen_exception_is_an_internal_error(monkeypatch):
     """A bug in TLS ends one connection and not the endpoint."""
     pair = Pair()
