@@ -4,10 +4,10 @@ PY := $(VENV)/bin/python
 SETUP := LIGHTNING_VENV=$(VENV) tools/setup.sh
 CODE := lightning tests examples tools bench setup.py
 
-.PHONY: help demo test interop peer-suite build debug annotate lint types format cov sanitize tsan soak dist clean
+.PHONY: help demo test bench-micro interop peer-suite build debug annotate lint types format cov sanitize tsan soak dist clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 demo: ## start a miner and a validator on loopback and let them talk
 	@$(SETUP)
@@ -15,6 +15,11 @@ demo: ## start a miner and a validator on loopback and let them talk
 
 test: build ## the test suite
 	$(PY) -m pytest
+
+bench-micro: build ## what an operation costs: instructions, times, memory
+	$(PY) -m pip install -q --disable-pip-version-check --group bench
+	$(PY) bench/micro/counts.py
+	$(PY) -m pytest -q --timeout 600 bench/micro
 
 interop: build ## the tests with other QUIC stacks; they fail where the peer's wheel is missing
 	! command -v go >/dev/null || tools/quicgo.sh

@@ -60,6 +60,7 @@ EXTENSIONS = [
     "lightning._core.quic.endpoint",
     "lightning._core.quic.convert",
     "lightning._core.quic.engine",
+    "lightning._core.quic.bench",
 ]
 NEEDS_LIBCRYPTO = {"lightning._core.quic.protection"}
 # For work on one extension: the last parts of the names to build, with commas.

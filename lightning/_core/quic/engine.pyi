@@ -6,7 +6,7 @@ from typing_extensions import Buffer
 from lightning._core.quic.config import EngineConfig, Identity
 from lightning._core.quic.events import ConnectionEnd, Event
 
-__all__ = ["Connection", "Endpoint", "bench_exchange"]
+__all__ = ["Connection", "Endpoint"]
 
 _Address: TypeAlias = tuple[str, int]
 
@@ -75,7 +75,3 @@ class Connection:
     def update_keys(self) -> bool: ...
     def close(self, reason: str = "", code: int = 0) -> None: ...
     def stats(self) -> dict[str, int]: ...
-
-def bench_exchange(
-    client: Connection, server: Endpoint, count: int, size: int = 1024
-) -> tuple[int, int]: ...

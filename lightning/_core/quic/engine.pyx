@@ -14,7 +14,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stddef cimport size_t
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 from lightning._core.quic.buffer cimport OK, SPACE_COUNT
 from lightning._core.quic.connection cimport (
@@ -33,7 +33,7 @@ from lightning._core.quic.convert cimport (
     settings_from, stats_to
 )
 from lightning._core.quic.endpoint cimport (
-    COMPLETION_CLOSED, COMPLETION_CONNECTED, Completion, EndpointCore, EndpointStats,
+    COMPLETION_CLOSED, COMPLETION_CONNECTED, Completion, EndpointStats,
     endpoint_clear, endpoint_connect, endpoint_free, endpoint_has_work, endpoint_init,
     endpoint_lock, endpoint_next_completion, endpoint_next_deadline,
     endpoint_next_release, endpoint_next_tls, endpoint_poll_transmit,
@@ -54,7 +54,7 @@ from lightning._core.quic.events import Event
 from lightning._core.quic.tls import Tls
 from lightning.errors import ConfigError, ConnectionClosed
 
-__all__ = ["Connection", "Endpoint", "bench_exchange"]
+__all__ = ["Connection", "Endpoint"]
 
 cdef enum:
     DATAGRAM_MAX = 65536
@@ -798,100 +798,3 @@ cdef class Connection:
             endpoint_lock(&self.endpoint.core)
             out[0] = self.c[0]
             endpoint_unlock(&self.endpoint.core)
-
-
-# --- For measuring ----------------------------------------------------------------
-
-cdef int serve(EndpointCore* e, uint8_t* body, int64_t now) noexcept nogil:
-    """Answer whatever has arrived with what it said; return the streams that ended."""
-    cdef Completion done
-    cdef Stream* s
-    cdef const uint8_t* view = NULL
-    cdef size_t size
-    cdef int ended = 0
-    while endpoint_next_completion(e, &done):
-        if done.kind != EVENT_READABLE:
-            continue
-        s = connection_stream(done.conn, done.stream_id)
-        size = streams_peek(s, &view)
-        memcpy(body, view, size)
-        streams_consume(&done.conn.streams, s, size, now)
-        if done.conn.is_client:
-            ended += 1
-        else:
-            connection_send(done.conn, done.stream_id, body, size, True)
-        connection_release(done.conn, done.stream_id, now)
-        endpoint_touch(e, done.conn, now)
-    return ended
-
-
-cdef size_t carry(
-    EndpointCore* source, EndpointCore* target, uint8_t* buffer, int64_t now
-) noexcept nogil:
-    """Move all that one end has to send to the other; return the datagrams."""
-    cdef Address to
-    cdef uint8_t ecn = 0
-    cdef size_t segment = 0
-    cdef size_t count = 0
-    cdef size_t size, pos, piece
-    while True:
-        endpoint_lock(source)
-        size = endpoint_poll_transmit(
-            source, buffer, DATAGRAM_MAX, &to, &ecn, &segment, now
-        )
-        endpoint_unlock(source)
-        if size == 0:
-            return count
-        endpoint_lock(target)
-        pos = 0
-        while pos < size:
-            piece = min(segment, size - pos)
-            # Each end sees the other at the one address that there is.
-            endpoint_receive(target, buffer + pos, piece, &to, ecn, now)
-            pos += piece
-            count += 1
-        endpoint_unlock(target)
-
-
-def bench_exchange(Connection client, Endpoint server, int count, size_t size=1024):
-    """Run echoes of ``size`` bytes, up to 4096, one after the other, without Python.
-
-    Both ends know each other by the same address, and time stands still.
-
-    Returns:
-        The exchanges done, and the datagrams they took.
-    """
-    cdef EndpointCore* near = &client.endpoint.core
-    cdef EndpointCore* far = &server.core
-    cdef Conn* c = client.c
-    cdef uint8_t* buffer = <uint8_t*> malloc(DATAGRAM_MAX)
-    cdef uint8_t* body = <uint8_t*> malloc(4096)
-    cdef uint64_t id = 0
-    cdef int64_t now = client.endpoint.core.now
-    cdef size_t datagrams = 0
-    cdef int done = 0
-    cdef int _i
-    if buffer is NULL or body is NULL or size > 4096:
-        free(buffer)
-        free(body)
-        raise MemoryError
-    memset(body, 7, 4096)
-    with nogil:
-        for _i in range(count):
-            now += 100
-            endpoint_lock(near)
-            if connection_open_stream(c, False, now, &id) == OK:
-                connection_send(c, id, body, size, True)
-            endpoint_touch(near, c, now)
-            endpoint_unlock(near)
-            datagrams += carry(near, far, buffer, now)
-            endpoint_lock(far)
-            serve(far, body, now)
-            endpoint_unlock(far)
-            datagrams += carry(far, near, buffer, now)
-            endpoint_lock(near)
-            done += serve(near, body, now)
-            endpoint_unlock(near)
-    free(buffer)
-    free(body)
-    return done, datagrams

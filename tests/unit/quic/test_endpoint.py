@@ -15,7 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lightning._core.quic.config import EngineConfig, Identity
-from lightning._core.quic.engine import Endpoint, bench_exchange
+from lightning._core.quic.engine import Endpoint
 from lightning.errors import ConfigError
 from tests.support.quic import (
     CLIENT,
@@ -538,26 +538,6 @@ def test_segments_are_of_one_size():
     data, _, _, segment = sent[0]
     assert segment == 1452
     assert len(data) > 5 * segment
-
-
-def test_the_measured_exchange_is_one():
-    """What the benchmark counts are whole exchanges of two datagrams."""
-    near, far = client(), server()
-    connection = near.connect(CLIENT, 0.0)
-    while True:
-        out = near.datagrams_to_send(0.0)
-        for data, _ in out:
-            far.receive(data, CLIENT, 0.0)
-        back = far.datagrams_to_send(0.0)
-        for data, _ in back:
-            near.receive(data, CLIENT, 0.0)
-        if not out and not back:
-            break
-    while near.next_event() or far.next_event():
-        pass
-    done, datagrams = bench_exchange(connection, far, 200)
-    assert done == 200
-    assert 400 <= datagrams <= 420
 
 
 def test_an_identity_is_presented():

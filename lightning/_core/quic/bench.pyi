@@ -1,0 +1,9 @@
+from lightning._core.quic.engine import Connection, Endpoint
+
+__all__ = ["build_packets", "run_exchanges", "struct_sizes"]
+
+def run_exchanges(
+    client: Connection, server: Endpoint, body: bytes, count: int
+) -> tuple[int, int]: ...
+def build_packets(count: int, size: int) -> int: ...
+def struct_sizes() -> dict[str, int]: ...
