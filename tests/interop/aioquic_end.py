@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from aioquic.quic.events import ConnectionTerminated
 from cryptography import x509
 
 from tests.interop.ours import IDENTITY, Address, body
+from tests.support.waiting import until_async
 
 if TYPE_CHECKING:
     from aioquic.tls import SessionTicket
@@ -27,6 +28,12 @@ class _Protocol(QuicConnectionProtocol):
         super().__init__(quic, self._on_stream)
         self.end: ConnectionTerminated | None = None
         self.tasks: set[asyncio.Task] = set()
+
+    def vanish(self) -> None:
+        """Do nothing any more."""
+        for handle in (self._timer, self._transmit_task):
+            if handle is not None:
+                handle.cancel()
 
     def quic_event_received(self, event: object) -> None:
         super().quic_event_received(event)
@@ -52,13 +59,13 @@ class _Protocol(QuicConnectionProtocol):
 class _Server(QuicServer):
     """A server that hands over its connections."""
 
-    def __init__(self, accepted: asyncio.Queue, **settings: Any):
+    def __init__(self, accepted: Callable[[_Protocol], object], **settings: Any):
         self.accepted = accepted
         super().__init__(create_protocol=self._create, **settings)
 
     def _create(self, quic: QuicConnection, stream_handler: object) -> _Protocol:
         made = _Protocol(quic)
-        self.accepted.put_nowait(made)
+        self.accepted(made)
         return made
 
 
@@ -73,8 +80,9 @@ class Aioquic:
         self._thread.start()
         self._accepted: asyncio.Queue = asyncio.Queue()
         self._transports: list[asyncio.DatagramTransport] = []
+        self._protocols: list[_Protocol] = []
         self._issued: dict[bytes, SessionTicket] = {}
-        self._clients: list[_Protocol] = []
+        self._tokens: list[bytes] = []
         self.tickets: list[SessionTicket] = []
 
     def _do(self, coroutine: Coroutine) -> Future:
@@ -108,7 +116,7 @@ class Aioquic:
         async def listen() -> Address:
             transport, _ = await self._loop.create_datagram_endpoint(
                 lambda: _Server(
-                    self._accepted,
+                    self._keep,
                     configuration=configuration,
                     retry=retry,
                     session_ticket_handler=lambda ticket: self._issued.update(
@@ -123,13 +131,18 @@ class Aioquic:
 
         return self._do(listen()).result(10)
 
+    def _keep(self, protocol: _Protocol) -> None:
+        self._protocols.append(protocol)
+        self._accepted.put_nowait(protocol)
+
     def accept(self) -> Future:
         return self._do(self._accepted.get())
 
-    def dial(self, address: Address, *, wait: bool = True, **how: Any) -> Future:
+    def dial(self, address: Address, *, early: bool = False, **how: Any) -> Future:
         quic = QuicConnection(
             configuration=self._configuration(True, **how),
             session_ticket_handler=self.tickets.append,
+            token_handler=self._tokens.append,
         )
 
         async def dial() -> _Protocol:
@@ -137,9 +150,16 @@ class Aioquic:
                 lambda: _Protocol(quic), local_addr=("127.0.0.1", 0)
             )
             self._transports.append(transport)
-            self._clients.append(protocol)
-            protocol.connect(address)
+            self._protocols.append(protocol)
+            protocol.connect(address, transmit=not early)
+            if early:
+                reader, writer = await protocol.create_stream()
+                writer.write(bytes(1000))
+                writer.write_eof()
+                protocol.transmit()
             await protocol.wait_connected()
+            if early:
+                assert await reader.read() == bytes(1000)
             return protocol
 
         return self._do(dial())
@@ -169,6 +189,13 @@ class Aioquic:
 
         return self._do(state())
 
+    def token(self, connection: _Protocol) -> Future:
+        async def token() -> bytes:
+            await until_async(lambda: self._tokens)
+            return self._tokens[-1]
+
+        return self._do(token())
+
     def update(self, connection: _Protocol) -> Future:
         async def update() -> None:
             connection.request_key_update()
@@ -197,6 +224,8 @@ class Aioquic:
         """Stop without a word to the peers."""
 
         async def vanish() -> None:
+            for protocol in self._protocols:
+                protocol.vanish()
             for transport in self._transports:
                 transport.abort()
             others = asyncio.all_tasks() - {asyncio.current_task()}

@@ -92,33 +92,46 @@ class Ends:
         server = self.server(**ours)
         return server, server.address
 
-    def dial(self, driver: Driver, address: Address, **theirs: Any) -> Pair:
-        """Connect the client to an address of the server."""
+    def dial(
+        self, driver: Driver, address: Address, count: int = 1, **theirs: Any
+    ) -> list[Pair]:
+        """Connect the client to an address of the server, as often at a time."""
         if self.serving:
-            mine = driver.dial(address)
-            handle = None if self.framed else driver.result(self.other.accept())
+            made = driver.dial(address, count)
+            handles = [
+                None if self.framed else driver.result(self.other.accept())
+                for _ in range(count)
+            ]
         else:
             known = len(driver.connections)
-            handle = driver.result(self.other.dial(address, **theirs))
-            driver.until(lambda: len(driver.connections) > known)
-            mine = driver.connections[-1]
-        return Pair(driver, mine, self.other, handle, self.serving)
+            futures = [self.other.dial(address, **theirs) for _ in range(count)]
+            handles = [driver.result(future) for future in futures]
+            driver.until(lambda: len(driver.connections) >= known + count)
+            made = driver.connections[known:]
+        return [
+            Pair(driver, mine, self.other, handle, self.serving)
+            for mine, handle in zip(made, handles, strict=True)
+        ]
 
     def connect(self, ours: dict | None = None, theirs: dict | None = None) -> Pair:
         """Start both ends and connect them."""
         theirs = theirs or {}
         driver, address = self.listen(ours or {}, theirs)
-        return self.dial(driver, address, **({} if self.serving else theirs))
+        return self.dial(driver, address, **({} if self.serving else theirs))[0]
 
     def connect_through_relay(
-        self, ours: dict | None = None, theirs: dict | None = None, **faults: Any
-    ) -> tuple[Pair, Relay]:
-        """Do the same through a relay."""
+        self,
+        ours: dict | None = None,
+        theirs: dict | None = None,
+        count: int = 1,
+        **faults: Any,
+    ) -> tuple[list[Pair], Relay]:
+        """Do the same through a relay, as often at a time."""
         theirs = theirs or {}
         driver, address = self.listen(ours or {}, theirs)
         relay = self.relay(address, **faults)
         how = {} if self.serving else theirs
-        return self.dial(driver, relay.address, **how), relay
+        return self.dial(driver, relay.address, count, **how), relay
 
     def close(self) -> None:
         for driver in self.drivers:

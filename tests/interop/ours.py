@@ -1,5 +1,6 @@
 """Our engine on a real socket, moved along by whoever waits for something."""
 
+import datetime
 import secrets
 import select
 import socket
@@ -7,6 +8,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from lightning._core.quic.config import EngineConfig, Identity
 from lightning._core.quic.engine import Connection, Endpoint
@@ -24,16 +30,40 @@ from lightning.handshake import (
     certificate_fingerprint,
     verify_request,
 )
+from lightning.signer import Sr25519Signer
 from tests.support.identities import (
     MINER,
     MINER_HOTKEY,
     VALIDATOR,
-    VALIDATOR_HOTKEY,
+    signer,
 )
 
 Address = tuple[str, int]
 
 IDENTITY = Identity.generate()
+
+
+def large_identity(padding: int = 6000) -> Identity:
+    """Make an identity whose certificate needs several datagrams."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "large")])
+    filler = x509.UnrecognizedExtension(
+        x509.ObjectIdentifier("1.3.6.1.4.1.99999.1"), bytes(padding)
+    )
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC))
+        .not_valid_after(datetime.datetime(2120, 1, 1, tzinfo=datetime.UTC))
+        .add_extension(filler, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return Identity(certificate, key)
+
+
 PATIENCE = 30.0
 
 
@@ -147,12 +177,18 @@ class Client(Driver):
         settings.setdefault("handshake_timeout", PATIENCE)
         super().__init__(Endpoint(EngineConfig(**settings), is_client=True))
 
-    def dial(self, address: Address, token: bytes = b"") -> Connection:
-        """Connect, and wait until that is confirmed."""
-        connection = self.end.connect(address, time.monotonic(), token=token)
-        self.until(lambda: connection.is_confirmed or connection.end)
-        assert connection.end is None, connection.end
-        return connection
+    def dial(
+        self, address: Address, count: int = 1, token: bytes = b""
+    ) -> list[Connection]:
+        """Connect as often at a time, and wait until all are confirmed."""
+        made = [
+            self.end.connect(address, time.monotonic(), token=token)
+            for _ in range(count)
+        ]
+        self.until(lambda: all(each.is_confirmed or each.end for each in made))
+        ends = [each.end for each in made if each.end]
+        assert not ends, ends
+        return made
 
     def echo(self, connection: Connection, size: int, count: int = 1) -> None:
         """Have that many streams echo as many bytes each, all at a time."""
@@ -238,18 +274,28 @@ class Server(Driver):
 class FramedClient(Client):
     """Our client, of a server that speaks the peer's protocol."""
 
-    def dial(self, address: Address, token: bytes = b"") -> Connection:
-        connection = super().dial(address, token)
+    def dial(
+        self, address: Address, count: int = 1, token: bytes = b""
+    ) -> list[Connection]:
+        made = super().dial(address, count, token)
+        # A server keeps one connection of each validator.
+        for number, connection in enumerate(made):
+            self.log_in(connection, VALIDATOR if number == 0 else signer(number))
+        return made
+
+    def log_in(
+        self, connection: Connection, validator: Sr25519Signer = VALIDATOR
+    ) -> None:
+        """Prove who we are, and that the server is who it is taken for."""
         login = ClientLogin(
-            validator_hotkey=VALIDATOR_HOTKEY,
+            validator_hotkey=validator.ss58_address,
             miner_hotkey=MINER_HOTKEY,
             fingerprint=certificate_fingerprint(connection.certificate),
             timestamp=int(time.time()),
             nonce=secrets.token_hex(16),
         )
-        request = login.request(VALIDATOR.sign(login.message))
+        request = login.request(validator.sign(login.message))
         login.check(self.ask(connection, [request.to_frame()])[0])
-        return connection
 
     def ask(self, connection: Connection, frames: list[bytes]) -> list[Any]:
         """Send each frame on a stream of its own; return the answers."""
@@ -284,10 +330,10 @@ class FramedClient(Client):
 class FramedServer(Server):
     """Our server, speaking the peer's protocol; it echoes each request's data."""
 
-    def __init__(self, **settings: Any):
-        super().__init__(**settings)
+    def __init__(self, *, identity: Identity = IDENTITY, **settings: Any):
+        super().__init__(identity=identity, **settings)
         self.readers: dict[tuple[int, int], FrameReader] = {}
-        self.fingerprint = certificate_fingerprint(IDENTITY.der)
+        self.fingerprint = certificate_fingerprint(identity.der)
 
     def answer(self, connection: Connection, stream: int) -> None:
         key = connection.number, stream

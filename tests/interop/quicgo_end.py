@@ -60,6 +60,7 @@ class QuicGo:
         return self._tell("accept")
 
     def dial(self, address: Address, **how: Any) -> Future:
+        how.pop("token", None)
         return self._tell("dial", address="{}:{}".format(*address), **how)
 
     def echo(self, connection: dict, size: int, count: int = 1) -> Future:
@@ -68,8 +69,12 @@ class QuicGo:
     def state(self, connection: dict) -> Future:
         return self._tell("state", conn=connection["conn"])
 
-    def migrate(self, connection: dict) -> Future:
-        return self._tell("migrate", conn=connection["conn"])
+    def token(self, connection: dict) -> Future:
+        """Wait until the token of a connection is there; the program keeps it."""
+        return self._tell("token", conn=connection["conn"])
+
+    def migrate(self, connection: dict, cid: int) -> Future:
+        return self._tell("migrate", conn=connection["conn"], cid=cid)
 
     def close(self, connection: dict, code: int = 0, reason: str = "") -> Future:
         return self._tell("close", conn=connection["conn"], code=code, reason=reason)

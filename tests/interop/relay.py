@@ -7,6 +7,9 @@ import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
+from aioquic.buffer import Buffer
+from aioquic.quic.packet import QuicPacketType, pull_quic_header
+
 from tests.interop.ours import Address
 
 # What becomes of a datagram: its bytes, None if it is lost.
@@ -14,19 +17,26 @@ Meddle = Callable[[bool, int, bytes], bytes | None]
 
 
 class Passed(NamedTuple):
-    """A datagram that was passed on."""
+    """A datagram that was passed on, and the kinds of the packets in it."""
 
     to_server: bool
     size: int
-    head: bytes
+    kinds: tuple[QuicPacketType, ...]
 
-    @property
-    def is_retry(self) -> bool:
-        return self.head[0] & 0xF0 == 0xF0 and self.head[1:5] == bytes([0, 0, 0, 1])
 
-    @property
-    def is_version_negotiation(self) -> bool:
-        return self.head[0] & 0x80 == 0x80 and self.head[1:5] == bytes(4)
+def kinds_of(datagram: bytes) -> tuple[QuicPacketType, ...]:
+    """Tell the kinds of the packets in a datagram, as far as they make sense."""
+    buffer = Buffer(data=datagram)
+    kinds = []
+    try:
+        while not buffer.eof():
+            start = buffer.tell()
+            header = pull_quic_header(buffer, host_cid_length=8)
+            kinds.append(header.packet_type)
+            buffer.seek(start + header.packet_length)
+    except ValueError:
+        pass
+    return tuple(kinds)
 
 
 class Relay:
@@ -77,6 +87,12 @@ class Relay:
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
+    def saw(self, kind: QuicPacketType, *, to_server: bool) -> bool:
+        """Say if a packet of that kind was passed on."""
+        return any(
+            kind in each.kinds for each in self.passed if each.to_server == to_server
+        )
+
     def rebind(self, host: str = "127.0.0.1") -> None:
         """Let the server see all clients at other ports, and at that host."""
         with self._lock:
@@ -126,7 +142,7 @@ class Relay:
             if data is None:
                 self.lost += 1
                 continue
-            self.passed.append(Passed(client is None, len(data), data[:5]))
+            self.passed.append(Passed(client is None, len(data), kinds_of(data)))
             out, to = self._near, client
             if client is None:
                 out, to = self._far_of(address), self._server

@@ -1,5 +1,6 @@
 """The peer's wheel as the other end; it speaks its own protocol only."""
 
+import re
 import socket
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +13,12 @@ from tests.support.identities import (
     MINER_SEED,
     VALIDATOR_HOTKEY,
     VALIDATOR_SEED,
+)
+from tests.support.waiting import until
+
+_CLOSED = re.compile(
+    r"closed\((?P<kind>\w+)"
+    r'(\(ApplicationClose { error_code: (?P<code>\d+), reason: b"(?P<reason>.*)" }\))?\)'
 )
 
 
@@ -44,6 +51,7 @@ class Wheel:
         # Its port cannot be asked for, and its login limit is in the way of tests.
         host, port = address[0], address[1] or free_port()
         how.setdefault("max_handshake_attempts_per_minute", 10_000)
+        how.setdefault("handshake_timeout_secs", 30)
         server = self._peer.RustLightningServer(MINER_HOTKEY, host, port, **how)
         server.set_miner_keypair(MINER_SEED)
         server.register_synapse_handler("echo", lambda data: data)
@@ -54,9 +62,8 @@ class Wheel:
         return host, port
 
     def dial(self, address: Address) -> Future:
-        dialled = _Dialled(
-            self._peer.Lightning(wallet_hotkey=VALIDATOR_HOTKEY), address
-        )
+        client = self._peer.Lightning(VALIDATOR_HOTKEY, connect_timeout_secs=30)
+        dialled = _Dialled(client, address)
         dialled.client.set_validator_keypair(VALIDATOR_SEED)
         self._clients.append(dialled.client)
 
@@ -83,6 +90,30 @@ class Wheel:
 
     def close(self, connection: _Dialled) -> Future:
         return self._pool.submit(connection.client.close)
+
+    def ended(self, connection: _Dialled) -> Future:
+        """Say how a client's connection ended, as far as it tells."""
+        name = "connection_{ip}:{port}".format(**connection.axon)
+
+        def ended() -> dict[str, Any]:
+            until(lambda: state().startswith("closed("), 30)
+            found = _CLOSED.fullmatch(state())
+            if found["kind"] != "ApplicationClosed":
+                return {"kind": found["kind"].lower()}
+            return {
+                "kind": "application",
+                "code": int(found["code"]),
+                "reason": found["reason"],
+            }
+
+        def state() -> str:
+            return connection.client.get_connection_stats()[name]
+
+        return self._pool.submit(ended)
+
+    def stats(self) -> dict[str, str]:
+        """Say what the server has."""
+        return self._servers[0][0].get_connection_stats()
 
     def close_server(self) -> Future:
         """Stop the server, which closes its connections."""

@@ -68,12 +68,28 @@ type program struct {
 	conns    []*quic.Conn
 	accepted chan int
 	sessions tls.ClientSessionCache
+	tokens   *tokens
+}
+
+// tokens keeps those that came for later connections, and tells when one comes.
+type tokens struct {
+	quic.TokenStore
+	came chan struct{}
+}
+
+func (t *tokens) Put(key string, token *quic.ClientToken) {
+	t.TokenStore.Put(key, token)
+	select {
+	case t.came <- struct{}{}:
+	default:
+	}
 }
 
 func main() {
 	p := &program{
 		accepted: make(chan int, 1000),
 		sessions: tls.NewLRUClientSessionCache(10),
+		tokens:   &tokens{quic.NewLRUTokenStore(10, 10), make(chan struct{}, 1)},
 	}
 	var output sync.Mutex
 	lines := bufio.NewScanner(os.Stdin)
@@ -122,8 +138,15 @@ func (p *program) run(c command) (result, error) {
 		return nil, echoes(conn, c.Size, c.Count)
 	case "state":
 		return state(conn), nil
+	case "token":
+		select {
+		case <-p.tokens.came:
+			return nil, nil
+		case <-time.After(patience):
+			return nil, errors.New("no token came")
+		}
 	case "migrate":
-		return nil, migrate(conn)
+		return nil, migrate(conn, c.CID)
 	case "close":
 		return nil, conn.CloseWithError(quic.ApplicationErrorCode(c.Code), c.Reason)
 	case "ended":
@@ -148,6 +171,7 @@ func config(c command) *quic.Config {
 	made := &quic.Config{
 		HandshakeIdleTimeout: patience / 2,
 		MaxIdleTimeout:       patience,
+		Allow0RTT:            true,
 	}
 	for _, version := range c.Versions {
 		made.Versions = append(made.Versions, quic.Version(version))
@@ -281,14 +305,42 @@ func (p *program) dial(c command) (result, error) {
 	if c.Early {
 		dial = early
 	}
-	conn, err := dial(ctx, socket, address, settings, config(c))
+	how := config(c)
+	how.TokenStore = p.tokens
+	conn, err := dial(ctx, socket, address, settings, how)
 	if err != nil {
 		return nil, err
 	}
+	rejected := false
+	if c.Early {
+		if conn, rejected, err = sayEarly(ctx, conn); err != nil {
+			return nil, err
+		}
+	}
 	found := state(conn)
+	found["rejected"] = rejected
 	found["conn"] = p.keep(conn)
 	go serve(conn)
 	return found, nil
+}
+
+// sayEarly sends before the handshake, if a ticket allows that. It returns the connection
+// to go on with, and whether what was sent was rejected.
+func sayEarly(ctx context.Context, conn *quic.Conn) (*quic.Conn, bool, error) {
+	stream, err := conn.OpenStream()
+	if err != nil {
+		return nil, false, err
+	}
+	if _, err := stream.Write(make([]byte, 1000)); err != nil {
+		return nil, false, err
+	}
+	stream.Close()
+	_, err = io.ReadAll(stream)
+	if err == nil || !errors.Is(err, quic.Err0RTTRejected) {
+		return conn, false, err
+	}
+	next, err := conn.NextConnection(ctx)
+	return next, true, err
 }
 
 // echoes runs that many streams at a time, each with as many bytes there and back.
@@ -349,13 +401,13 @@ func state(conn *quic.Conn) result {
 	}
 }
 
-// migrate goes on from another socket.
-func migrate(conn *quic.Conn) error {
+// migrate goes on from another socket; it needs connection IDs.
+func migrate(conn *quic.Conn, cid int) error {
 	socket, err := open("127.0.0.1:0")
 	if err != nil {
 		return err
 	}
-	path, err := conn.AddPath(&quic.Transport{Conn: socket})
+	path, err := conn.AddPath(&quic.Transport{Conn: socket, ConnectionIDLength: cid})
 	if err != nil {
 		return err
 	}
