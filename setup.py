@@ -52,6 +52,7 @@ EXTENSIONS = [
     "lightning._core.quic.streams",
     "lightning._core.quic.paths",
     "lightning._core.quic.secrets",
+    "lightning._core.quic.tokenstore",
     "lightning._core.quic.cidmap",
     "lightning._core.quic.connstate",
     "lightning._core.quic.connrecv",

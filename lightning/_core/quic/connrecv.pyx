@@ -67,6 +67,7 @@ from lightning._core.quic.streams cimport (
 from lightning._core.quic.streamsend cimport (
     streams_has_frames, streams_on_frame_acked, streams_on_frame_lost
 )
+from lightning._core.quic.tokenstore cimport TOKEN_SIZE_KEPT, tokenstore_put
 
 cdef enum:
     # Ranges of an ACK frame that are looked at, from the top; packets below them are
@@ -75,7 +76,6 @@ cdef enum:
     # Packet numbers below an acknowledged ACK that are still told apart, for the sake
     # of packets that are merely late.
     ACK_MEMORY = 128
-    TOKEN_KEPT = 1024  # bytes of a NEW_TOKEN that are kept; ours has 33, quinn's 60
     ECN_CE = 3
 
 
@@ -565,7 +565,7 @@ cdef int on_rare_frame(Conn* c, Arrival* a, Frame* f, int64_t now) noexcept nogi
 
 cdef int on_new_token(Conn* c, Frame* f) noexcept nogil:
     cdef uint8_t* token
-    if f.body.data.size > TOKEN_KEPT:
+    if f.body.data.size > TOKEN_SIZE_KEPT:
         return OK
     token = <uint8_t*> malloc(f.body.data.size)
     if token is NULL:
@@ -574,7 +574,9 @@ cdef int on_new_token(Conn* c, Frame* f) noexcept nogil:
     free(c.new_token)
     c.new_token = token
     c.new_token_size = f.body.data.size
-    return OK
+    return tokenstore_put(
+        &c.shared.given, &c.paths[c.path].remote, token, f.body.data.size
+    )
 
 
 # --- Acknowledgements -----------------------------------------------------------------

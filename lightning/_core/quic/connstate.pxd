@@ -23,6 +23,7 @@ from lightning._core.quic.sendbuf cimport SendBuffer
 from lightning._core.quic.streamtable cimport (
     StreamConfig, StreamMemory, StreamSink, StreamTable
 )
+from lightning._core.quic.tokenstore cimport TokenStore
 
 
 cdef enum ConnLimits:
@@ -99,6 +100,7 @@ cdef struct Shared:
     StreamMemory memory
     Random random
     Tokens tokens
+    TokenStore given  # a client's, by its servers
     CidMap cids
     CidMap peers  # by the address of the peer: see conn_route
     # Takes the data of all streams in order; its context is the Conn. NULL has it
@@ -180,7 +182,7 @@ cdef struct Conn:
     bint has_retry
     uint8_t* token  # a client's, for its Initials
     size_t token_size
-    # A token of NEW_TOKEN, for the layer above to keep.
+    # The last token of NEW_TOKEN, for a layer above that outlives the endpoint.
     uint8_t* new_token
     size_t new_token_size
     # Protection, by Space.

@@ -33,6 +33,7 @@ from lightning._core.quic.sendbuf cimport sendbuf_free, sendbuf_init
 from lightning._core.quic.streamtable cimport (
     streamconfig_init, streammemory_free, streammemory_init, streams_free, streams_init
 )
+from lightning._core.quic.tokenstore cimport tokenstore_free, tokenstore_init
 
 
 # --- What is shared -------------------------------------------------------------------
@@ -50,6 +51,7 @@ cdef void shared_init(Shared* s, const Settings* settings) noexcept nogil:
     s.settings = settings[0]
     s.is_client = settings.streams.is_client
     streammemory_init(&s.memory)
+    tokenstore_init(&s.given)
     random_bytes(&s.random, key, 8)
     cidmap_init(&s.cids, load_u64(key))
     cidmap_init(&s.peers, load_u64(key))
@@ -59,6 +61,7 @@ cdef void shared_free(Shared* s) noexcept nogil:
     cidmap_free(&s.cids)
     cidmap_free(&s.peers)
     streammemory_free(&s.memory)
+    tokenstore_free(&s.given)
 
 
 # --- Life -----------------------------------------------------------------------------

@@ -39,6 +39,7 @@ from lightning._core.quic.secrets cimport (
 )
 from lightning._core.quic.streams cimport streams_next_event
 from lightning._core.quic.streamtable cimport LIST_EVENTS, StreamEvent
+from lightning._core.quic.tokenstore cimport tokenstore_take
 
 cdef enum:
     PEERS_LOOKED_AT = 64  # connections to one address, for a stateless reset
@@ -549,6 +550,8 @@ cdef Conn* endpoint_connect(
         if c.token is not NULL:
             memcpy(c.token, token, token_size)
             c.token_size = token_size
+    else:
+        c.token = tokenstore_take(&e.shared.given, remote, &c.token_size)
     if not heap_add(e, c):
         conn_bury(c)
         settle(e, c)

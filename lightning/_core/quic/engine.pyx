@@ -162,7 +162,8 @@ cdef class Endpoint:
         Args:
             address: Host (a literal) and port of the server.
             now: The time in seconds.
-            token: One that the server gave before, in `Connection.token`.
+            token: One that the server gave before, in `Connection.token`. Without,
+                the endpoint's own is used, if the server gave it one.
 
         Returns:
             The connection; an event tells when it is connected, or closed.

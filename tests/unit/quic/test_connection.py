@@ -577,11 +577,12 @@ def test_a_new_address_gets_three_times_what_it_sent():
     assert 0 < size <= 3 * 129
 
 
-def test_a_peer_may_move_while_it_is_asked():
+@pytest.mark.parametrize("size", [4, 1100], ids=["small", "large"])
+def test_a_peer_may_move_while_it_is_asked(size):
     """The answer to a challenge comes from a third address, and is no dead end."""
     attacker = Attacker().settle()
     second, third = ("10.0.0.1", 1002), ("10.0.0.1", 1003)
-    attacker.send(frame(0x01), source=second)
+    attacker.send(frame(0x01).ljust(size, b"\0"), source=second)
     for data, to in attacker.end.datagrams_to_send(attacker.now):
         if to == second:
             attacker.quic.receive_datagram(data, SERVER, attacker.now)

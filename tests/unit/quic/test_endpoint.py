@@ -193,6 +193,23 @@ def test_a_token_of_before_saves_the_retry_once():
     assert far.stats()["retries_sent"] == sent + 2
 
 
+def test_a_client_uses_the_token_that_its_server_gave():
+    """For the next connection to the same address (RFC 9000 section 8.1.3)."""
+    far = server(retry=True)
+    near = client()
+    two = Two(near, far).connect()
+    assert far.stats()["retries_sent"] == 1
+    again = Two(near, far, now=two.now).connect()
+    assert far.stats()["retries_sent"] == 1
+    # It gave another one meanwhile; two at a time are one too many.
+    for number in (0, 1):
+        near.connect(SERVER, again.now)
+        for data, _ in near.datagrams_to_send(again.now):
+            far.receive(data, CLIENT, again.now)
+        far.datagrams_to_send(again.now)
+        assert far.stats()["retries_sent"] == 1 + number
+
+
 def test_retry_from_a_number_of_half_open_connections():
     """Under load only."""
     far = server(retry=True, retry_from=2)

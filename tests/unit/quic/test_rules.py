@@ -314,12 +314,45 @@ def test_a_forwarder_cannot_keep_a_connection():
     for data, _ in two.near.datagrams_to_send(two.now):
         two.far.receive(data, ELSEWHERE, two.now)
     assert two.peer.address == ELSEWHERE
-    two.run(0.05)
+    # As soon as its challenge is answered.
+    two.run(0.021)
     assert two.peer.address == CLIENT
     two.run(20)
     assert two.peer.address == CLIENT
     assert two.peer.end is None
     assert two.peer.stats()["path_changes"] == 2
+
+
+def test_the_path_of_before_is_kept_until_the_new_one_is_proven():
+    """Also when its own answer comes by the new one (8.2.3)."""
+    attacker = Attacker().settle()
+    attacker.send(frame(0x01).ljust(1100, b"\0"), source=MOVED)
+    while attacker.now < 20 and attacker.victim.address == MOVED:
+        attacker.now += 0.01
+        attacker.end.handle_timeout(attacker.now)
+        for data, to in attacker.end.datagrams_to_send(attacker.now):
+            if to == CLIENT:
+                attacker.quic.receive_datagram(data, SERVER, attacker.now)
+        for data, _ in attacker.quic.datagrams_to_send(attacker.now):
+            attacker.end.receive(data, MOVED, attacker.now)
+    attacker.collect()
+    assert attacker.victim.end is None
+    assert attacker.victim.address == CLIENT
+
+
+def test_a_narrow_path_is_better_than_none():
+    """It takes no 1200 bytes, but there is no other (8.2.1)."""
+    two = Two().connect()
+    two.run(1)
+    two.source = MOVED
+    two.lose = lambda to_server, number, data: not to_server and len(data) >= 1200
+    two.connection.ping()
+    two.run(20)
+    two.connection.send(two.connection.open_stream(), b"x", fin=True)
+    two.run(1)
+    assert two.peer.read(0) == b"x"
+    assert two.peer.address == MOVED
+    assert two.peer.end is None
 
 
 def test_a_port_keeps_what_was_learnt_and_a_host_does_not():
