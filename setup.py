@@ -41,6 +41,7 @@ EXTENSIONS = [
     "lightning._core.quic.rtt",
     "lightning._core.quic.ecn",
     "lightning._core.quic.sent",
+    "lightning._core.quic.lost",
     "lightning._core.quic.recovery",
     "lightning._core.quic.pool",
     "lightning._core.quic.spans",

@@ -15,6 +15,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from lightning._core.quic.congestion cimport Congestion, congestion_room
 from lightning._core.quic.ecn cimport Ecn, EcnCounts, EcnSpace, ecn_marks
+from lightning._core.quic.lost cimport LostRing
 from lightning._core.quic.mtu cimport Mtu
 from lightning._core.quic.pacing cimport (
     Pacer, pacing_next_send_time, pacing_update
@@ -38,14 +39,7 @@ cdef enum RecoveryLimits:
     # Tracked packets that are not ack-eliciting, in each space. A peer that keeps us
     # acknowledging need not answer; further packets are given up as they are sent.
     RECOVERY_MAX_SILENT = 512
-    # Lost packets that are remembered to tell spurious losses, in each space.
-    RECOVERY_MAX_REMEMBERED = 256
     RECOVERY_SKIPS = 4  # deliberately skipped packet numbers that are remembered
-
-
-cdef struct LostPacket:
-    uint64_t pn
-    int64_t time_lost
 
 
 cdef struct PacketSpace:
@@ -67,10 +61,7 @@ cdef struct PacketSpace:
     # Persistent congestion: a run of lost packets with none acknowledged between.
     uint64_t run_pn
     int64_t run_start  # of its first ack-eliciting packet; INT64_MAX is none
-    # Lost packets of the last three PTOs; a ring, oldest first, NULL until a loss.
-    LostPacket* lost
-    uint32_t lost_start
-    uint32_t lost_count
+    LostRing lost  # of the last three PTOs
     EcnSpace ecn
 
 

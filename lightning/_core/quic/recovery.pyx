@@ -29,6 +29,9 @@ from lightning._core.quic.congestion cimport (
 from lightning._core.quic.ecn cimport (
     ecn_init, ecn_on_acked, ecn_on_lost, ecn_on_sent
 )
+from lightning._core.quic.lost cimport (
+    lost_count_spurious, lost_free, lost_remember
+)
 from lightning._core.quic.mtu cimport (
     MTU_BASE, MTU_DEFAULT_MAXIMUM, mtu_enable, mtu_init, mtu_next_probe,
     mtu_on_large_acked, mtu_on_large_lost, mtu_on_probe_acked, mtu_on_probe_lost,
@@ -99,9 +102,7 @@ cdef void recovery_free(Recovery* r) noexcept nogil:
 
 cdef void _free_space(PacketSpace* sp) noexcept nogil:
     sent_free(&sp.sent)
-    free(sp.lost)
-    sp.lost = NULL
-    sp.lost_count = 0
+    lost_free(&sp.lost)
 
 
 # --- Sending ------------------------------------------------------------------------
@@ -259,8 +260,10 @@ cdef int recovery_on_ack_received(
     if ranges[0].start > ranges[count - 1].start:
         step = -1
         i = count - 1
-    if sp.lost_count:
-        _count_spurious(r, sp, &ranges[i], count, step, now)
+    if sp.lost.count:
+        r.stats.spurious_losses += lost_count_spurious(
+            &sp.lost, &ranges[i], count, step, now - 3 * rtt_pto(&r.rtt)
+        )
     advanced = top > sp.largest_acked
     if advanced:
         sp.largest_acked = top
@@ -325,31 +328,6 @@ cdef int recovery_on_ack_received(
     return OK
 
 
-cdef void _count_spurious(
-    Recovery* r, PacketSpace* sp, const Range* first, uint32_t count, int step,
-    int64_t now,
-) noexcept nogil:
-    """Find acknowledged packets among the lost ones, of which both are ascending."""
-    cdef LostPacket* entry
-    cdef int64_t oldest = now - 3 * rtt_pto(&r.rtt)
-    cdef uint32_t i
-    while sp.lost_count and sp.lost[sp.lost_start].time_lost < oldest:
-        sp.lost_start = (sp.lost_start + 1) % RECOVERY_MAX_REMEMBERED
-        sp.lost_count -= 1
-    for i in range(sp.lost_count):
-        entry = &sp.lost[(sp.lost_start + i) % RECOVERY_MAX_REMEMBERED]
-        if entry.pn == UINT64_MAX:
-            continue
-        while entry.pn >= first.end:
-            count -= 1
-            if count == 0:
-                return
-            first += step
-        if entry.pn >= first.start:
-            entry.pn = UINT64_MAX
-            r.stats.spurious_losses += 1
-
-
 # --- Loss ---------------------------------------------------------------------------
 
 cdef void _lose(
@@ -397,7 +375,7 @@ cdef bint _detect_lost(Recovery* r, int space, int64_t now) noexcept nogil:
                 mtu_on_large_lost(&r.mtu, p.pn, sp.next_pn, now)
         if _extends_run(r, sp, p):
             persistent = True
-        _remember(sp, p.pn, now)
+        lost_remember(&sp.lost, p.pn, now)
         _lose(r, sp, p, now)
         p = following
     if any_lost:
@@ -438,22 +416,6 @@ cdef bint _extends_run(
         sp.run_start = INT64_MAX
         return True
     return False
-
-
-cdef void _remember(PacketSpace* sp, uint64_t pn, int64_t now) noexcept nogil:
-    """Keep a lost packet's number for a while, to tell if the loss was spurious."""
-    cdef LostPacket* entry
-    if sp.lost is NULL:
-        sp.lost = <LostPacket*> malloc(RECOVERY_MAX_REMEMBERED * sizeof(LostPacket))
-        if sp.lost is NULL:
-            return  # Only a statistic is lost.
-    if sp.lost_count == RECOVERY_MAX_REMEMBERED:
-        sp.lost_start = (sp.lost_start + 1) % RECOVERY_MAX_REMEMBERED
-        sp.lost_count -= 1
-    entry = &sp.lost[(sp.lost_start + sp.lost_count) % RECOVERY_MAX_REMEMBERED]
-    entry.pn = pn
-    entry.time_lost = now
-    sp.lost_count += 1
 
 
 # --- Time ---------------------------------------------------------------------------
