@@ -37,6 +37,7 @@ cdef struct Congestion:
     # Packets sent at this time or before belong to a congestion event that was
     # answered, and neither shrink nor grow the window (RFC 9002 7.3.2).
     int64_t recovery_start
+    bint extra  # one packet may pass the window, as a recovery period starts
     uint64_t configured_window  # bytes; 0 asks for RFC 9002's initial window
     bint untouched  # the window is still the initial one
     uint64_t acked_bytes  # not yet turned into growth (NewReno)
@@ -92,7 +93,10 @@ cdef inline int congestion_phase(const Congestion* c) noexcept nogil:
 
 cdef inline uint64_t congestion_room(const Congestion* c) noexcept nogil:
     """Return how many bytes may still be put in flight."""
-    return c.cwnd - c.bytes_in_flight if c.cwnd > c.bytes_in_flight else 0
+    cdef uint64_t room = 0
+    if c.cwnd > c.bytes_in_flight:
+        room = c.cwnd - c.bytes_in_flight
+    return max(room, <uint64_t> c.max_datagram) if c.extra else room
 
 
 cdef inline void congestion_on_sent(
@@ -104,6 +108,7 @@ cdef inline void congestion_on_sent(
         c.epoch_start += now - c.last_active
         c.last_active = now
     c.bytes_in_flight += size
+    c.extra = False
 
 
 cdef inline bint congestion_is_full(const Congestion* c) noexcept nogil:

@@ -58,6 +58,7 @@ cdef void congestion_reset(Congestion* c) noexcept nogil:
     c.untouched = True
     c.ssthresh = UINT64_MAX
     c.recovery_start = INT64_MIN
+    c.extra = False
     c.acked_bytes = 0
     c.has_epoch = False
     c.epoch_start = 0
@@ -254,6 +255,8 @@ cdef bint congestion_on_event(
     c.untouched = False
     c.events += 1
     _reduce(c)
+    # So that what was lost does not wait for the smaller window (RFC 9002 7.3.2).
+    c.extra = True
     return True
 
 
@@ -278,6 +281,7 @@ cdef void congestion_on_persistent(Congestion* c) noexcept nogil:
     """Fall to the minimum window (RFC 9002 7.6.2); slow start follows."""
     c.cwnd = _minimum_window(c)
     c.recovery_start = INT64_MIN
+    c.extra = False
     c.acked_bytes = 0
     c.untouched = False
     c.persistent_events += 1

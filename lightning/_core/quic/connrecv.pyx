@@ -76,6 +76,10 @@ cdef enum:
     # Packet numbers below an acknowledged ACK that are still told apart, for the sake
     # of packets that are merely late.
     ACK_MEMORY = 128
+    # An ACK waits for a second packet a sixteenth of the RTT, so that a sender whose
+    # window is a few packets does not stand still for long; a millisecond at least.
+    ACK_DELAY_SHIFT = 4
+    ACK_DELAY_MIN = 1000
     ECN_CE = 3
 
 
@@ -477,14 +481,22 @@ cdef void note_received(Conn* c, Arrival* a, int64_t now) noexcept nogil:
     if not a.eliciting:
         return
     rs.eliciting += 1
+    if not in_order and not first:
+        # The sender's window shrinks, and it may be too small for two packets an ACK.
+        rs.prompt_until = now + c.recovery.rtt.smoothed
     if (
         rs.eliciting >= 2 or a.space != APPLICATION or not in_order
-        or a.ecn == ECN_CE
+        or a.ecn == ECN_CE or now < rs.prompt_until
     ):
         rs.ack_at = now
         conn_list(c, CONNS_SEND)
     elif rs.ack_at == INT64_MAX:
-        rs.ack_at = now + c.shared.settings.ack_delay
+        rs.ack_at = now + min(
+            c.shared.settings.ack_delay,
+            max(
+                c.recovery.rtt.smoothed >> ACK_DELAY_SHIFT, <int64_t> ACK_DELAY_MIN
+            ),
+        )
 
 
 cdef int on_frame(Conn* c, Arrival* a, Frame* f, int64_t now) noexcept nogil:

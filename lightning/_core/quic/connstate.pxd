@@ -120,6 +120,7 @@ cdef struct RecvSpace:
     uint64_t largest
     int64_t largest_time
     int64_t ack_at  # when an ACK is due; INT64_MAX is never
+    int64_t prompt_until  # every packet is acknowledged at once: some are missing
     uint32_t eliciting  # ack-eliciting packets since the last ACK
     uint32_t lonely  # ACKs sent since the last ack-eliciting packet of ours
     bint counts_ecn

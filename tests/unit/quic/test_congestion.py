@@ -145,6 +145,23 @@ def test_a_loss_cuts_the_window_once_a_round_trip(algorithm, left):
 
 
 @BOTH
+def test_one_packet_passes_the_window_as_recovery_starts(algorithm):
+    """RFC 9002 7.3.2: what was lost does not wait for room in the smaller window."""
+    controller = Controller(algorithm, 100_000)
+    controller.on_sent(99_000, 0)
+    controller.on_event(1, 2)
+    assert controller.room == 1200
+    controller.on_sent(1200, 2)
+    assert controller.room == 0
+    controller.on_gone(controller.bytes_in_flight)
+    controller.on_event(3, 4)
+    assert controller.room == controller.cwnd > 1200
+    controller.on_sent(100_000, 4)
+    controller.on_persistent()
+    assert controller.room == 0
+
+
+@BOTH
 def test_the_window_never_falls_below_two_datagrams(algorithm):
     controller = Controller(algorithm)
     for i in range(20):

@@ -293,7 +293,7 @@ def test_an_echo_takes_one_round_trip_and_two_packets():
     # The last acknowledgement is held back for 25 ms.
     two.run(0.1)
     assert len(two.log) == 3
-    assert two.log[-1][0] - start == pytest.approx(0.045, abs=0.001)
+    assert two.log[-1][0] - start == pytest.approx(0.02125, abs=0.0002)
     assert two.connection.stats()["bytes_in_flight"] == 0
     assert two.peer.stats()["bytes_in_flight"] == 0
 
@@ -810,7 +810,7 @@ def test_every_second_packet_is_acknowledged_at_once():
     attacker = Attacker().settle()
     attacker.send(frame(0x01))
     assert attacker.end.datagrams_to_send(1.0) == []
-    assert attacker.end.next_timeout() == pytest.approx(1.025)
+    assert attacker.end.next_timeout() == pytest.approx(1.001)
     attacker.send(frame(0x01))
     assert len(attacker.end.datagrams_to_send(1.0)) == 1
 
