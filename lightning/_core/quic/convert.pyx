@@ -1,6 +1,7 @@
 """Between Python's values and the engine's records."""
 
 import ipaddress
+import math
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stddef cimport size_t
@@ -68,7 +69,8 @@ cdef tuple address_to(const Address* a):
     cdef bytes packed = PyBytes_FromStringAndSize(
         <const char*> a.ip, 4 if a.family == 4 else 16
     )
-    return str(ipaddress.ip_address(packed)), a.port
+    host = str(ipaddress.ip_address(packed))
+    return (host, a.port, 0, a.scope) if a.scope else (host, a.port)
 
 
 cdef int settings_from(object config, bint is_client, Settings* s) except -1:
@@ -141,7 +143,7 @@ cdef bytes parameters_to(const Conn* c, object config, bytes grease):
         initial_max_stream_data_uni=config.max_stream_data,
         initial_max_streams_bidi=config.max_streams or None,
         initial_max_streams_uni=config.max_uni_streams or None,
-        max_ack_delay=max(int(config.ack_delay * 1000), 1),
+        max_ack_delay=max(math.ceil(config.ack_delay * 1000), 1),
         active_connection_id_limit=config.active_cids,
         initial_source_connection_id=cid_bytes(&c.source),
     )
@@ -187,3 +189,46 @@ cdef dict stats_to(const Conn* c):
         "local_cids": c.local.count,
         "remote_cids": c.remote.count,
     }
+
+
+# --- Python face --------------------------------------------------------------------
+
+def read_settings(object config, bint is_client):
+    """Return an EngineConfig's record, for tests."""
+    cdef Settings s
+    settings_from(config, is_client, &s)
+    return {
+        "streams": s.streams, "recovery": s.recovery, "idle_timeout": s.idle_timeout,
+        "handshake_timeout": s.handshake_timeout, "keep_alive": s.keep_alive,
+        "ack_delay": s.ack_delay, "key_update_after": s.key_update_after,
+        "active_cids": s.active_cids, "max_connections": s.max_connections,
+        "max_half_open": s.max_half_open, "retry_from": s.retry_from,
+        "retry": bool(s.retry), "sends_tokens": bool(s.sends_tokens),
+    }
+
+
+def read_parameters(object parameters):
+    """Return the record of a PeerParameters of `params`, for tests."""
+    cdef PeerParameters p
+    parameters_from(parameters, &p)
+    return {
+        "limits": p.limits, "idle_timeout": p.idle_timeout,
+        "ack_exponent": p.ack_exponent, "max_ack_delay": p.max_ack_delay,
+        "max_udp_payload": p.max_udp_payload, "active_cids": p.active_cids,
+        "original": cid_bytes(&p.original) if p.has_original else None,
+        "source": cid_bytes(&p.source) if p.has_source else None,
+        "retry": cid_bytes(&p.retry) if p.has_retry else None,
+        "token": bytes(p.token[:16]) if p.has_token else None,
+    }
+
+
+def read_address(object address):
+    """Return an address's record, and what that is told as, for tests."""
+    cdef Address a
+    address_from(address, &a)
+    return (a.family, bytes(a.ip[:16]), a.port, a.scope), address_to(&a)
+
+
+def read_times(double now, object seconds):
+    """Return a clock's time and a setting's in microseconds, for tests."""
+    return micros(now), period(seconds)

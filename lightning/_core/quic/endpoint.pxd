@@ -184,9 +184,9 @@ cdef void endpoint_timeout(EndpointCore* e, int64_t now) noexcept nogil
 # --- Connections -------------------------------------------------------------------
 
 # Start a client's connection; NULL is out of memory. `token` is one that the server
-# gave in NEW_TOKEN before; empty takes the one that is kept, if there is one. The caller
-# has a reference, and is the one to run its TLS first, as if `endpoint_next_tls` had
-# given it: nobody hears of the connection before `endpoint_tls_done`.
+# gave in NEW_TOKEN before; empty takes the one that is kept, if there is one. The
+# caller has a reference, and is the one to run its TLS first, as if `endpoint_next_tls`
+# had given it: nobody hears of the connection before `endpoint_tls_done`.
 cdef Conn* endpoint_connect(
     EndpointCore* e, const Address* remote, const uint8_t* token, size_t token_size,
     int64_t now

@@ -1,6 +1,5 @@
-"""TLS: what proves the peer, what may come when, and what parameters say."""
+"""TLS: what proves the peer, and what may come when"""
 
-import os
 from dataclasses import replace
 
 import pytest
@@ -11,9 +10,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from lightning._core.quic.config import EngineConfig, Identity
 from lightning._core.quic.engine import Endpoint
-from lightning._core.quic.params import ParameterError, encode, parse
+from lightning._core.quic.params import encode
 from lightning._core.quic.tls import Tls
-from tests.support.quic import IDENTITY, Two, varint
+from tests.support.quic import IDENTITY, Two
 
 PARAMETERS = encode(
     QuicTransportParameters(initial_source_connection_id=b"12345678"), bytes(8)
@@ -269,65 +268,6 @@ def test_without_parameters_nothing_goes():
     pair.client._context.handshake_extensions = []
     pair.run()
     assert pair.error(pair.server) == ALERT + 109
-
-
-# Transport parameters.
-
-
-def test_parameters_round_trip():
-    """What we say is what is read, with a parameter for nobody beside it."""
-    said = QuicTransportParameters(
-        max_idle_timeout=150_000, max_udp_payload_size=1472,
-        initial_max_data=5, initial_max_streams_bidi=128, max_ack_delay=25,
-        initial_source_connection_id=b"12345678", active_connection_id_limit=8,
-        initial_max_stream_data_bidi_local=1_250_000,
-    )  # fmt: skip
-    data = encode(said, os.urandom(8))
-    heard = parse(data, by_client=True)
-    assert heard.max_idle_timeout == 150_000
-    assert heard.max_udp_payload_size == 1472
-    assert heard.initial_max_stream_data_bidi_local == 1_250_000
-    assert heard.initial_source_cid == b"12345678"
-    assert heard.active_connection_id_limit == 8
-    assert heard.retry_source_cid is None
-
-
-def test_absent_parameters_have_their_defaults():
-    """RFC 9000 section 18.2."""
-    heard = parse(b"", by_client=False)
-    assert heard.max_udp_payload_size == 65527
-    assert heard.ack_delay_exponent == 3
-    assert heard.max_ack_delay == 25
-    assert heard.active_connection_id_limit == 2
-    assert heard.initial_max_data == 0
-
-
-@pytest.mark.parametrize(
-    ("data", "by_client"),
-    [
-        (b"\x01", True),
-        (b"\x01\x05\x00", True),
-        (b"\x01\x02\x00\x00", True),
-        (b"\x03\x02\x44\xaf", False),
-        (b"\x0a\x01\x15", False),
-        (b"\x0b\x04\x80\x00\x40\x00", False),
-        (b"\x0e\x01\x01", False),
-        (b"\x02\x0f" + bytes(15), False),
-        (b"\x02\x10" + bytes(16), True),
-        (b"\x00\x08" + bytes(8), True),
-        (b"\x10\x08" + bytes(8), True),
-        (b"\x0f\x15" + bytes(21), False),
-        (b"\x0c\x01\x00", False),
-        (b"\x01\x01\x05\x01\x01\x05", False),
-        (varint(0x7777) + b"\x00" + varint(0x7777) + b"\x00", False),
-        (b"\x08\x08" + varint(2**60 + 1), False),
-        (b"\x0d\x05" + bytes(5), False),
-    ],
-)
-def test_bad_parameters_are_refused(data, by_client):
-    """Truncated, repeated, out of range, or not for that end to send."""
-    with pytest.raises(ParameterError):
-        parse(data, by_client=by_client)
 
 
 @pytest.mark.parametrize(
