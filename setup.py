@@ -6,6 +6,7 @@ Switches, each an environment variable set to 1:
 * ``LIGHTNING_TRACE``: line tracing for coverage of Cython code.
 * ``LIGHTNING_SANITIZE``: AddressSanitizer and UndefinedBehaviorSanitizer.
 * ``LIGHTNING_TSAN``: ThreadSanitizer.
+* ``LIGHTNING_FUZZ``: coverage for libFuzzer and AddressSanitizer; needs clang.
 * ``LIGHTNING_ANNOTATE``: writes the annotated HTML beside each source.
 """
 
@@ -21,6 +22,7 @@ DEBUG = os.environ.get("LIGHTNING_DEBUG") == "1"
 TRACE = os.environ.get("LIGHTNING_TRACE") == "1"
 SANITIZE = os.environ.get("LIGHTNING_SANITIZE") == "1"
 TSAN = os.environ.get("LIGHTNING_TSAN") == "1"
+FUZZ = os.environ.get("LIGHTNING_FUZZ") == "1"
 ANNOTATE = os.environ.get("LIGHTNING_ANNOTATE") == "1"
 
 EXTENSIONS = [
@@ -78,12 +80,16 @@ else:
     compile_args.append("-O2")
 if TRACE:
     macros += [("CYTHON_TRACE_NOGIL", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]
-if SANITIZE or TSAN:
+if FUZZ:
+    os.environ.update(CC="clang", CXX="clang++", LDSHARED="clang++ -shared")
+if SANITIZE or TSAN or FUZZ:
     kind = "address,undefined" if SANITIZE else "thread"
+    if FUZZ:
+        kind = "address,fuzzer-no-link"
     flags = ["-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={kind}"]
     compile_args += flags
     link_args += flags
-if DEBUG or SANITIZE or TSAN:
+if DEBUG or SANITIZE or TSAN or FUZZ:
     macros.append(("LIGHTNING_DEBUG", "1"))
 
 
@@ -121,7 +127,7 @@ setup(
     ext_modules=cythonize(
         [extension(name) for name in EXTENSIONS],
         annotate=ANNOTATE,
-        force=DEBUG or TRACE or SANITIZE or TSAN,
+        force=DEBUG or TRACE or SANITIZE or TSAN or FUZZ,
         compiler_directives={
             "language_level": 3,
             "binding": True,
