@@ -1,0 +1,19 @@
+"""Fuzz one target, guided by the coverage of the compiled code; `make fuzz` calls it.
+
+Usage: python -m tests.fuzz.run TARGET CORPUS [OPTION...], with options of libFuzzer. New
+inputs are added to the folder CORPUS.
+"""
+
+import importlib
+import sys
+
+import atheris
+
+name, *options = sys.argv[1:]
+# The modules in Python that count as much as the engine.
+with atheris.instrument_imports(
+    include=["aioquic.tls", "aioquic.quic.packet", "lightning._core.quic"]
+):
+    target = importlib.import_module(f"tests.fuzz.{name}")
+atheris.Setup([sys.argv[0], *options], target.check)
+atheris.Fuzz()

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Fuzzes one target of tests/fuzz for some time, guided by the coverage of the compiled
+# code, under AddressSanitizer. What is found is left in build/fuzz, and the command
+# fails. With KEEP=1 the corpus is minimised at the end and replaces the kept one.
+# Usage: fuzz.sh TARGET [SECONDS]. Needs clang, on Debian: apt-get install clang
+# libclang-rt-14-dev.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+target=$1
+seconds=${2:-600}
+top=$PWD
+kept=$top/tests/fuzz/corpus/$target.zip
+PY=$(realpath -s "${LIGHTNING_VENV:-.venv}")/bin/python
+atheris=$top/build/atheris
+[ -d "$atheris" ] || "$PY" -m pip install -q --no-deps --target "$atheris" atheris==3.0.0
+
+if [ "${BUILD:-1}" = 1 ]; then
+    LIGHTNING_FUZZ=1 tools/variant.sh fuzz true
+fi
+cd build/fuzz
+found=found/$target
+corpus=grown/$target
+mkdir -p "$found" "$corpus"
+# CPython itself leaks at exit; its allocator would hide overruns.
+py() {
+    PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$atheris \
+        LD_PRELOAD=$atheris/asan_with_fuzzer.so "$PY" -m "$@"
+}
+run() {
+    py tests.fuzz.run "$target" -timeout=20 -rss_limit_mb=3000 \
+        -artifact_prefix="$found/" -max_len=4096 "$@"
+}
+py tests.fuzz.corpus unpack "$target" "$corpus"
+run -max_total_time="$seconds" -print_final_stats=1 "$corpus"
+if [ "${KEEP:-0}" = 1 ]; then
+    rm -rf "small/$target"
+    mkdir -p "small/$target"
+    run -merge=1 "small/$target" "$corpus"
+    py tests.fuzz.corpus pack "$target" "small/$target"
+    cp "tests/fuzz/corpus/$target.zip" "$kept"
+fi
