@@ -10,7 +10,7 @@ in the end everything is given back.
 from lightning._core.quic import frames
 from lightning.errors import ConnectionClosed
 from tests.fuzz.cutter import Cutter
-from tests.fuzz.peer import APPLICATION, HANDSHAKE, HOME, INITIAL, PLACES, scripted
+from tests.fuzz.peer import APPLICATION, HANDSHAKE, HOME, INITIAL, PLACES, Peer, scripted
 
 TIMES = (0, 0.001, 0.01, 0.025, 0.1, 0.3, 1, 5, 20, 60, 200)
 SIZES = (0, 1, 10, 1000, 5000, 20_000, 100_000)
@@ -45,7 +45,7 @@ def check(data):
             "max_stream_buffered": 50_000, "max_local_streams": 6, "active_cids": 2,
         }  # fmt: skip
     with scripted(
-        is_client=bool(setup & 1), suite=0x1301 + (setup >> 3 & 3) % 3,
+        Peer, is_client=bool(setup & 1), suite=0x1301 + (setup >> 3 & 3) % 3,
         generous=not rest & 64, **settings,
     ) as peer:  # fmt: skip
         peer.shake_hands(3 - (setup >> 1 & 3))
@@ -185,7 +185,7 @@ def seeds():
     written = [frames.write(each)[1] for each in every_frame()]
     open_two = bytes([OPEN, 2, 0, OPEN, 4, 2, FLUSH])
     programs = [
-        open_two + b"".join(packet_of(each) for each in written) + bytes([FLUSH]),
+        *(open_two + packet_of(each) + bytes([FLUSH, WAIT, 5]) for each in written),
         packet_of(stream(0)) + packet_of(stream(0, 8, b"late", fin=True))
         + packet_of(stream(1, 2)) + packet_of(stream(0, 4)) + bytes([READ, FLUSH, WAIT, 3]),
         open_two + packet_of(b"\x04\x00\x07\x04", b"\x05\x04\x09") + bytes([FLUSH, ACK, 0]),
