@@ -4,7 +4,7 @@ PY := $(VENV)/bin/python
 SETUP := LIGHTNING_VENV=$(VENV) tools/setup.sh
 CODE := lightning tests examples tools bench setup.py
 
-.PHONY: help demo test bench-micro interop peer-suite build debug annotate lint types format cov sanitize tsan soak dist clean
+.PHONY: help demo test bench-micro interop peer-suite build debug annotate lint types format cov sanitize tsan fuzz soak dist clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -61,6 +61,9 @@ sanitize: build ## the suite under AddressSanitizer and UndefinedBehaviorSanitiz
 
 tsan: build ## the tests of threads under ThreadSanitizer
 	tools/tsan.sh
+
+fuzz: build ## ten minutes of one fuzz target: make fuzz TARGET=connection SECONDS=600
+	nice -n 19 tools/fuzz.sh $(TARGET) $(or $(SECONDS),600)
 
 soak: build ## the long runs: ten minutes of threads, a thousand networks
 	nice -n 19 $(PY) -m pytest -m soak --timeout 1800

@@ -10,7 +10,16 @@ in the end everything is given back.
 from lightning._core.quic import frames
 from lightning.errors import ConnectionClosed
 from tests.fuzz.cutter import Cutter
-from tests.fuzz.peer import APPLICATION, HANDSHAKE, HOME, INITIAL, PLACES, Peer, scripted
+from tests.fuzz.frames import every_frame
+from tests.fuzz.peer import (
+    APPLICATION,
+    HANDSHAKE,
+    HOME,
+    INITIAL,
+    PLACES,
+    Peer,
+    scripted,
+)
 
 TIMES = (0, 0.001, 0.01, 0.025, 0.1, 0.3, 1, 5, 20, 60, 200)
 SIZES = (0, 1, 10, 1000, 5000, 20_000, 100_000)
@@ -61,41 +70,68 @@ def step(peer, cutter, held):
     kind = cutter.byte() % 14
     if kind <= HANDSHAKE_PACKET:
         return step_packet(peer, cutter, kind, held)
-    if kind == RAW:
-        place = PLACES[cutter.byte() % 4]
-        peer.deliver(cutter.take(cutter.byte()), place)
-    elif kind == WAIT:
-        peer.wait(TIMES[cutter.byte() % len(TIMES)])
-    elif kind == FLUSH:
-        peer.flush()
-    elif kind == ANSWER:
-        if peer.challenges:
-            place = PLACES[cutter.byte() % 4]
-            peer.proven.update(PLACES)
-            payload = b"\x1b" + peer.challenges.pop()
-            peer.deliver(peer.seal(APPLICATION, payload), place)
-    elif kind == AGAIN:
-        number, where, bit = cutter.byte(), cutter.byte(), cutter.byte()
-        if peer.sent:
-            again = bytearray(peer.sent[-1 - number % len(peer.sent)])
-            if bit & 8:
-                again[where % len(again)] ^= 1 << (bit & 7)
-            peer.deliver(bytes(again), PLACES[bit >> 4 & 3])
-    elif kind == ACK:
-        space = (APPLICATION, APPLICATION, HANDSHAKE, INITIAL)[cutter.byte() % 4]
-        if peer.largest[space] >= 0:
-            # Packet numbers that were left out would be a lie.
-            payload = frames.write(
-                {"type": 2, "ranges": [(peer.largest[space],) * 2], "delay": 0,
-                 "ecn": (0, 0, 0)}
-            )[1]  # fmt: skip
-            peer.deliver(peer.seal(space, payload))
+    if kind in STEPS:
+        STEPS[kind](peer, cutter)
     elif peer.connection is not None:
         try:
             act(peer.connection, kind, cutter)
         except (ValueError, ConnectionClosed):
             pass
     return held
+
+
+def step_raw(peer, cutter):
+    """Deliver noise."""
+    place = PLACES[cutter.byte() % 4]
+    peer.deliver(cutter.take(cutter.byte()), place)
+
+
+def step_wait(peer, cutter):
+    """Let time pass."""
+    peer.wait(TIMES[cutter.byte() % len(TIMES)])
+
+
+def step_flush(peer, _cutter):
+    """Take what the endpoint sends."""
+    peer.flush()
+
+
+def step_answer(peer, cutter):
+    """Answer the last challenge, from wherever."""
+    place = PLACES[cutter.byte() % 4]
+    if peer.challenges:
+        peer.proven.update(PLACES)
+        payload = b"\x1b" + peer.challenges.pop()
+        peer.deliver(peer.seal(APPLICATION, payload), place)
+
+
+def step_again(peer, cutter):
+    """Deliver an earlier datagram again, maybe with a bit flipped."""
+    number, where, bit = cutter.byte(), cutter.byte(), cutter.byte()
+    if peer.sent:
+        again = bytearray(peer.sent[-1 - number % len(peer.sent)])
+        if bit & 8:
+            again[where % len(again)] ^= 1 << (bit & 7)
+        peer.deliver(bytes(again), PLACES[bit >> 4 & 3])
+
+
+def step_ack(peer, cutter):
+    """Acknowledge the last packet of a level, and no more: some numbers are skipped."""
+    space = (APPLICATION, APPLICATION, HANDSHAKE, INITIAL)[cutter.byte() % 4]
+    if peer.largest[space] >= 0:
+        last = (peer.largest[space],) * 2
+        ack = {"type": 2, "ranges": [last], "delay": 0, "ecn": (0, 0, 0)}
+        peer.deliver(peer.seal(space, frames.write(ack)[1]))
+
+
+STEPS = {
+    RAW: step_raw,
+    WAIT: step_wait,
+    FLUSH: step_flush,
+    ANSWER: step_answer,
+    AGAIN: step_again,
+    ACK: step_ack,
+}
 
 
 def step_packet(peer, cutter, kind, held):
@@ -180,8 +216,6 @@ def stream(stream_id, offset=0, data=b"data", fin=False):
 
 def seeds():
     """Every frame and every step, on both ends, at every stage."""
-    from tests.fuzz.frames import every_frame
-
     written = [frames.write(each)[1] for each in every_frame()]
     open_two = bytes([OPEN, 2, 0, OPEN, 4, 2, FLUSH])
     programs = [

@@ -193,8 +193,16 @@ class Peer(Watched):
         else:
             self.cids.append(self.original)
         keys = initial(self.original, not is_client)
-        self.sealing = [keys[0], self._keys(HANDSHAKE, True), self._keys(APPLICATION, True)]
-        self.opening = [keys[1], self._keys(HANDSHAKE, False), self._keys(APPLICATION, False)]
+        self.sealing = [
+            keys[0],
+            self._keys(HANDSHAKE, True),
+            self._keys(APPLICATION, True),
+        ]
+        self.opening = [
+            keys[1],
+            self._keys(HANDSHAKE, False),
+            self._keys(APPLICATION, False),
+        ]
 
     def secret(self, level, sealing):
         """Tell the endpoint's secret."""
@@ -308,7 +316,12 @@ class Peer(Watched):
         expected = self.largest[space] + 1
         keys = self.opening[space]
         status, plain, payload, pn = keys.open(whole, header["pn_offset"], expected)
-        if status and space == APPLICATION and plain and plain[0] & 4 != self.their_phase:
+        if (
+            status
+            and space == APPLICATION
+            and plain
+            and plain[0] & 4 != self.their_phase
+        ):
             keys.update()
             self.their_phase ^= 4
             status, plain, payload, pn = keys.open(whole, header["pn_offset"], expected)

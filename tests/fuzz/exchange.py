@@ -1,0 +1,278 @@
+"""Exchanges: any sequence of stream events and calls.
+
+The input is a program for both ends, a client's and a server's, not connected with each
+other. Errors have names. Of each request its owner hears once how it failed, nothing
+after that, and nothing after it lost interest. Nothing is asked of the layer below for a
+stream that ended, and when the connection is lost nothing is left.
+"""
+
+from lightning._core.wire.exchange import (
+    Exchanges,
+    read_answer,
+    read_login_answer,
+    read_stream_frame,
+)
+from lightning.errors import (
+    ConnectionClosed,
+    DecodeError,
+    LightningError,
+    StreamError,
+    TransportError,
+    UnexpectedMessage,
+)
+from tests.fuzz.cutter import Cutter
+
+MAX_PAYLOAD = 600
+DATA, FRAME, RESET, STOPPED, START, ACT, ALLOW, EXPIRE, LOSE = range(9)
+STREAMS = 12
+
+
+class Link:
+    """The verbs of a connection; a wrong use of them fails."""
+
+    def __init__(self, first):
+        self.first = first
+        self.opened = 0
+        self.allowed = 3
+        self.ended = set()
+        self.stopped = set()
+
+    def open_stream(self):
+        """Open one of those that are allowed."""
+        if self.opened >= self.allowed:
+            return -1
+        self.opened += 1
+        return self.first + 4 * (self.opened - 1)
+
+    def send(self, stream_id, data, fin):
+        """Send on a stream that did not end."""
+        assert stream_id not in self.ended
+        assert isinstance(data, bytes)
+        if fin:
+            self.ended.add(stream_id)
+
+    def reset(self, stream_id, _code):
+        """Give up a stream."""
+        self.ended.add(stream_id)
+
+    def stop(self, stream_id, _code):
+        """Ask the peer to stop, once."""
+        assert stream_id not in self.stopped
+        self.stopped.add(stream_id)
+
+    def pause(self, stream_id):
+        """Any time."""
+        assert stream_id >= 0
+
+    resume = pause
+
+
+class Request:
+    """One request of the client, and what its owner heard."""
+
+    def __init__(self, wanted):
+        self.wanted = wanted
+        self.over = False
+        self.exchange = None
+
+    def on_frame(self, exchange, kind, payload):
+        """Read it in each way that there is; want no more after some."""
+        assert not self.over
+        for read in (read_answer, read_login_answer, read_stream_frame):
+            try:
+                read(kind, payload)
+            except (DecodeError, UnexpectedMessage, StreamError):
+                pass
+        self.wanted -= 1
+        if self.wanted == 0:
+            self.over = True
+            exchange.complete()
+        elif self.wanted < -3:
+            self.over = True
+            exchange.cancel()
+
+    def on_error(self, _exchange, error):
+        """Hear the end."""
+        assert not self.over
+        assert isinstance(error, LightningError)
+        self.over = True
+
+
+class Client:
+    """The client's end."""
+
+    def __init__(self):
+        self.link = Link(0)
+        self.exchanges = Exchanges(self.link, MAX_PAYLOAD)
+        self.requests = []
+        self.lost = False
+
+    def start(self, cutter):
+        """Begin a request."""
+        request = Request(cutter.byte() % 4)
+        try:
+            request.exchange = self.exchanges.start(
+                b"\x03" + bytes(4), request.on_frame, request.on_error
+            )
+        except TransportError:
+            assert self.lost
+            return
+        assert not self.lost
+        self.requests.append(request)
+
+    def act(self, cutter):
+        """Do something about a request."""
+        which, verb = cutter.byte(), cutter.byte() % 4
+        if not self.requests:
+            return
+        request = self.requests[which % len(self.requests)]
+        if verb < 2:
+            request.over = True
+        (
+            request.exchange.cancel, request.exchange.complete,
+            request.exchange.pause, request.exchange.resume,
+        )[verb]()  # fmt: skip
+
+    def check(self):
+        """Nobody waits for nothing."""
+        for request in self.requests:
+            assert request.over
+
+
+class Server:
+    """The server's end."""
+
+    def __init__(self):
+        self.link = Link(1)
+        self.exchanges = Exchanges(self.link, MAX_PAYLOAD, self.on_request)
+        self.requests = []
+        self.cancels = []
+        self.seen = set()
+        self.lost = False
+
+    def on_request(self, exchange, _kind, payload):
+        """Take a request, or answer at once."""
+        assert exchange.stream_id not in self.seen
+        self.seen.add(exchange.stream_id)
+        number = len(self.requests)
+        self.requests.append(exchange)
+        if payload[:1] == b"\xff":
+            exchange.respond(b"answer", True)
+        else:
+            exchange.on_cancel = lambda: self.cancels.append(number)
+
+    def start(self, cutter):
+        """Nothing: a server waits."""
+
+    def act(self, cutter):
+        """Answer."""
+        which, fin = cutter.byte(), cutter.byte()
+        if self.requests:
+            exchange = self.requests[which % len(self.requests)]
+            exchange.respond(b"answer", bool(fin & 1))
+
+    def check(self):
+        """Each was told of its cancellation once at most."""
+        assert len(set(self.cancels)) == len(self.cancels)
+
+
+def check(data):
+    """Run the program."""
+    cutter = Cutter(data)
+    ends = Client(), Server()
+    # What the peer has ended already, by end and stream.
+    ended = set()
+    now = 0.0
+    while cutter:
+        first = cutter.byte()
+        end = ends[first >> 7]
+        now += 1.0
+        step(end, first & 0x7F, cutter, ended, now)
+    for end in ends:
+        lose(end)
+        assert len(end.exchanges) == 0
+        end.check()
+
+
+def step(end, kind, cutter, ended, now):
+    """Do what comes next."""
+    kind %= 9
+    if kind <= STOPPED:
+        step_event(end, kind, cutter, ended, now)
+    elif kind == START:
+        end.start(cutter)
+    elif kind == ACT:
+        end.act(cutter)
+    elif kind == ALLOW:
+        end.link.allowed += cutter.byte() % 4
+        if not end.lost:
+            end.exchanges.pump()
+    elif kind == EXPIRE:
+        end.exchanges.expire(now - cutter.byte())
+    elif cutter.byte() & 1:
+        lose(end)
+    assert len(end.exchanges) <= STREAMS + len(end.requests)
+
+
+def step_event(end, kind, cutter, ended, now):
+    """Tell of a stream what the layer below could."""
+    stream = cutter.byte() % (4 * STREAMS)
+    how = cutter.byte()
+    data = cutter.take(how >> 1) if kind <= FRAME else b""
+    if end.lost or (end, stream) in ended or not exists(end, stream):
+        return
+    if kind == STOPPED:
+        # The layer below resets the stream then.
+        end.link.ended.add(stream)
+        end.exchanges.stop_sending(stream, how)
+        return
+    if kind == RESET or how & 1:
+        ended.add((end, stream))
+    if kind == RESET:
+        end.exchanges.stream_reset(stream, how)
+        return
+    if kind == FRAME:
+        data = data[:1] + max(len(data) - 1, 0).to_bytes(4) + data[1:]
+    end.exchanges.stream_data(stream, data, bool(how & 1), now)
+
+
+def exists(end, stream):
+    """Say if the layer below could tell of a stream: one of the peer, or opened."""
+    if isinstance(end, Client):
+        return stream % 4 != 0 or stream // 4 < end.link.opened
+    return stream % 4 != 1
+
+
+def lose(end):
+    """Lose the connection, as often as it likes."""
+    end.lost = True
+    end.exchanges.connection_lost(lambda: ConnectionClosed(initiator="local"))
+
+
+def seeds():
+    """Each event, before and after each other one."""
+    answer = bytes([FRAME, 0, 38]) + b"\x04\x94\xc3\x80\x00\xc0" + bytes(13)
+    chunks = (
+        bytes([FRAME, 0, 12]) + b"\x05\x91\xc4\x02hi" + bytes([FRAME, 0, 9])
+        + b"\x06\x92\xc3\xc0"
+    )  # fmt: skip
+    client = [
+        bytes([START, 1]), bytes([START, 0]), answer, chunks, bytes([RESET, 0, 7]),
+        bytes([STOPPED, 0, 0]), bytes([ACT, 0, 0]), bytes([ACT, 0, 1]),
+        bytes([ACT, 0, 2]), bytes([ACT, 0, 3]), bytes([DATA, 0, 1]),
+        bytes([DATA, 0, 6]) + b"\x04\0\0", bytes([LOSE, 1]), bytes([START, 1]) * 5,
+        bytes([ALLOW, 3]), bytes([DATA, 0, 13]) + b"\x09\0\0\0\0\0",
+    ]  # fmt: skip
+    for one in client:
+        for other in client:
+            yield bytes([START, 2]) + one + other
+    server = [
+        bytes([0x80 | FRAME, 0, 12]) + b"\x03\x91\xc4\x02hi",
+        bytes([0x80 | FRAME, 4, 13]) + b"\x03\xff\xc4\x02hi",
+        bytes([0x80 | DATA, 8, 6]) + b"\x04\0\0", bytes([0x80 | EXPIRE, 0]),
+        bytes([0x80 | STOPPED, 0, 0]), bytes([0x80 | RESET, 0, 7]),
+        bytes([0x80 | ACT, 0, 0]), bytes([0x80 | ACT, 0, 1]), bytes([0x80 | LOSE, 1]),
+    ]  # fmt: skip
+    for one in server:
+        for other in server:
+            yield server[0] + one + other
