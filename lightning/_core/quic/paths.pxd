@@ -16,6 +16,9 @@ from lightning._core.quic.packet cimport Cid
 cdef enum PathLimits:
     PATHS_MAX = 4  # the one in use, the one before, and two that are looked at
     PATH_TRIES = 3  # challenges sent before a validation has failed
+    # PTOs before a proven path is asked again. Answers move a connection: one whose
+    # address changes with every packet would be asked for ever.
+    PATH_REST = 8
     # Challenges of the peer that wait for an answer; more are dropped (quinn keeps one
     # a path, aioquic 32).
     PATH_RESPONSES = 8
@@ -43,6 +46,7 @@ cdef struct Path:
     uint64_t sent
     int64_t next_step  # when to send another challenge or give up; INT64_MAX is never
     int64_t pto  # the wait for the answer to the first challenge
+    int64_t rests_until
     # The peer's connection ID used there, and its sequence number.
     uint64_t sequence
     Cid cid
@@ -79,7 +83,8 @@ cdef inline bint path_is_asked(const Path* p) noexcept nogil:
 cdef void path_init(
     Path* p, const Address* remote, const Cid* cid, uint64_t sequence
 ) noexcept nogil
-# Begin a validation, unless one is under way; also of a path that was validated before.
+# Begin a validation, unless one is under way. A path that is proven is asked again, but
+# not soon.
 cdef void path_validate(Path* p, int64_t now, int64_t pto) noexcept nogil
 # `random` is the 8 bytes of the challenge, `small` says if the datagram was.
 cdef void path_challenge_sent(

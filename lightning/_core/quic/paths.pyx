@@ -17,9 +17,10 @@ cdef void path_init(
 
 
 cdef void path_validate(Path* p, int64_t now, int64_t pto) noexcept nogil:
-    if path_is_asked(p):
+    if path_is_asked(p) or (p.validated and now < p.rests_until):
         return
     p.pto = pto
+    p.rests_until = now + PATH_REST * pto
     begin(p, now)
 
 

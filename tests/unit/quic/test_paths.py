@@ -128,7 +128,7 @@ def test_a_proven_path_may_be_asked_again_and_stays_proven():
     """Section 9.3.3: after a move the path of before is."""
     path = asked()
     path.on_response(challenge(1), NOW)
-    path.validate(NOW, PTO)
+    path.validate(NOW + 8 * PTO, PTO)
     assert path.asked
     assert path.validated
     assert path.room == MANY
@@ -136,6 +136,15 @@ def test_a_proven_path_may_be_asked_again_and_stays_proven():
     assert not path.on_response(challenge(1), NOW), "of the validation before"
     assert path.on_response(challenge(5), NOW)
     assert not path.asked
+
+
+def test_a_proven_path_is_not_asked_again_soon():
+    path = asked()
+    path.on_response(challenge(1), NOW)
+    path.validate(NOW + 8 * PTO - 1, PTO)
+    assert not path.asked
+    path.validate(NOW + 8 * PTO, PTO)
+    assert path.asked
 
 
 def test_a_small_challenge_is_followed_by_a_large_one():

@@ -4,6 +4,7 @@ import pytest
 from aioquic.buffer import Buffer
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
+from aioquic.quic.crypto import CryptoPair
 from aioquic.quic.packet import (
     QuicPacketType,
     QuicPreferredAddress,
@@ -150,6 +151,22 @@ def test_a_preferred_address_is_not_followed():
     served.connection.send(served.connection.open_stream(), b"x" * 5000, fin=True)
     assert served.pump() == {SERVER}
     assert served.connection.end is None
+
+
+def test_a_server_has_no_token_for_its_client():
+    """An Initial packet with one is dropped (17.2.2)."""
+    near, connection, first = first_datagram()
+    cid, own = header(first).destination_cid, header(first).source_cid
+    keys = CryptoPair()
+    keys.setup_initial(cid, is_client=False, version=1)
+    for token in (b"\x05token", b"\0"):
+        head = b"\xc1\0\0\0\1\x08" + own + b"\x08" + bytes(8) + token
+        payload = frame(0x1C, 0x02, 0, 0).ljust(1100, b"\0")
+        head += (0x4000 | (len(payload) + 18)).to_bytes(2) + b"\0\0"
+        near.receive(keys.encrypt_packet(head, payload, 0), SERVER, 0.0)
+        event = near.next_event()
+        assert (event is None) is (token != b"\0")
+    assert connection.end.code == 0x02
 
 
 # Who is answered without a connection (sections 5.2.1 and 6).
@@ -321,6 +338,25 @@ def test_a_forwarder_cannot_keep_a_connection():
     assert two.peer.address == CLIENT
     assert two.peer.end is None
     assert two.peer.stats()["path_changes"] == 2
+
+
+def test_an_address_that_changes_with_every_packet_is_no_endless_exchange():
+    """Each answer moves the connection, but does not ask the other path again (9.3.3)."""
+    two = Two().connect()
+    two.run(1)
+
+    def flap(to_server, number, _data):
+        # As a network that takes two ways out would: each packet has another source.
+        two.source = (CLIENT, MOVED)[number % 2]
+        return False
+
+    two.lose = flap
+    two.connection.ping()
+    two.run(30)
+    before = two.count[False]
+    two.run(30)
+    assert two.peer.end is None
+    assert two.count[False] - before < 10
 
 
 def test_the_path_of_before_is_kept_until_the_new_one_is_proven():
