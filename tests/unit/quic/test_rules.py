@@ -1,5 +1,7 @@
 """Rules of RFC 9000 and 9001 that no module keeps alone, on packets and in virtual time."""
 
+from itertools import pairwise
+
 import pytest
 from aioquic.buffer import Buffer
 from aioquic.quic.configuration import QuicConfiguration
@@ -225,6 +227,58 @@ def test_the_wait_for_keys_is_reported_as_delay():
                     delays.append(pull_ack_frame(Buffer(data=plain[1:]))[1] << 3)
             buffer.seek(end)
     assert delays == [50_000]
+
+
+def answered(attacker):
+    """Return the payload and the number of the one packet that comes back."""
+    ((data, _),) = attacker.end.datagrams_to_send(attacker.now)
+    crypto = attacker.quic._cryptos[Epoch.ONE_RTT]
+    _, plain, number = crypto.decrypt_packet(data, 9, 0)
+    return plain, number
+
+
+def test_ranges_that_the_peer_knows_of_are_forgotten():
+    """Once it has acknowledged the ACK that told them, but for 128 numbers (13.2.4)."""
+    attacker = Attacker().settle()
+
+    def told():
+        attacker.seal(Epoch.ONE_RTT, frame(0x01))
+        attacker.send(frame(0x01))
+        plain, number = answered(attacker)
+        assert plain[0] == 0x02
+        ranges, _ = pull_ack_frame(Buffer(data=plain[1:]))
+        return len(ranges), number
+
+    counts = [told() for _ in range(100)]
+    assert counts[-1][0] == 64
+    attacker.send(frame(0x02, counts[-1][1], 0, 0, 0))
+    attacker.end.datagrams_to_send(attacker.now)
+    assert [told()[0] for _ in range(30)][-1] == 64
+    attacker.send(frame(0x02, told()[1], 0, 0, 0))
+    attacker.end.datagrams_to_send(attacker.now)
+    for _ in range(70):
+        attacker.send(frame(0x01))
+        attacker.send(frame(0x01))
+        last = answered(attacker)[1]
+    attacker.send(frame(0x02, last, 0, 0, 0))
+    attacker.end.datagrams_to_send(attacker.now)
+    assert told()[0] <= 3
+
+
+def test_acknowledgements_of_many_ranges_ask_for_one():
+    """Every ninth that goes alone has a PING, or nothing would be forgotten (13.2.4)."""
+    attacker = Attacker().settle()
+    pings = []
+    for number in range(40):
+        attacker.seal(Epoch.ONE_RTT, frame(0x01))
+        attacker.send(frame(0x01))
+        plain, _ = answered(attacker)
+        buffer = Buffer(data=plain[1:])
+        pull_ack_frame(buffer)
+        if plain[1 + buffer.tell() :].rstrip(b"\0") == b"\1":
+            pings.append(number)
+    assert len(pings) >= 3
+    assert {after - before for before, after in pairwise(pings)} == {9}
 
 
 # Moves (section 9).
