@@ -297,7 +297,9 @@ class FramedClient(Client):
         request = login.request(validator.sign(login.message))
         login.check(self.ask(connection, [request.to_frame()])[0])
 
-    def ask(self, connection: Connection, frames: list[bytes]) -> list[Any]:
+    def ask(
+        self, connection: Connection, frames: list[bytes], seconds: float = PATIENCE
+    ) -> list[Any]:
         """Send each frame on a stream of its own; return the answers."""
         readers: dict[int, FrameReader] = {}
         left = frames[::-1]
@@ -312,7 +314,7 @@ class FramedClient(Client):
             assert connection.end is None, connection.end
             return not left and all(reader.ready for reader in readers.values())
 
-        self.until(turn)
+        self.until(turn, seconds)
         for stream in readers:
             connection.stop(stream)
             connection.release(stream)
