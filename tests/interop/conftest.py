@@ -1,8 +1,9 @@
-"""The peer's real package on the other end."""
+"""Other QUIC stacks on the other end, where this machine has them."""
 
 import importlib
 import os
-import socket
+import shutil
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import ModuleType
 
 import pytest
 
+from tests.interop.wheel_end import free_port
 from tests.support.identities import (
     MINER_HOTKEY,
     MINER_SEED,
@@ -18,6 +20,7 @@ from tests.support.identities import (
 )
 from tests.support.waiting import until
 
+ROOT = Path(__file__).parents[2]
 REQUIRED = os.environ.get("LIGHTNING_REQUIRE_INTEROP") == "1"
 
 
@@ -39,10 +42,22 @@ def peer() -> ModuleType:
         pytest.skip("the peer's package is not installed on this machine")
 
 
-def free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+@pytest.fixture(scope="session")
+def quicgo() -> str:
+    """The program in quicgo/, built."""
+    if shutil.which("go") is None:
+        pytest.skip("there is no Go on this machine")
+    built = subprocess.run(
+        [ROOT / "tools/quicgo.sh"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if built.returncode and not REQUIRED:
+        pytest.skip(f"quic-go cannot be built: {built.stderr[-200:]}")
+    assert built.returncode == 0, built.stderr
+    return built.stdout.strip()
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ class Relay:
         server: Where to.
         seed: Of everything that is done to datagrams.
         loss: The part of the datagrams of each direction that is lost.
-        corruption: The part in which one bit is turned over.
+        corruption: The part in which one bit is turned over, but not of a version.
         meddle: Called in the relay's thread with whether a datagram goes to the server,
             how many went there before it, and its bytes; what it returns is passed on.
 
@@ -163,7 +163,10 @@ class Relay:
         if self._random.random() < self._loss:
             return None
         if self._random.random() < self._corruption:
-            bit = self._random.randrange(len(data) * 8)
+            # Nothing protects a version: two wrong bits in the right places would
+            # say that there is no common one (RFC 9000 section 21.12).
+            first = 5 * 8 if data[0] & 0x80 else 0
+            bit = self._random.randrange(first, len(data) * 8)
             changed = bytearray(data)
             changed[bit // 8] ^= 1 << bit % 8
             data = bytes(changed)
