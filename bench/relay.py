@@ -1,4 +1,4 @@
-"""Goodput over a lossy path in real time: our engine beside the peer's wheel.
+"""Goodput over a lossy path in real time: ours beside the peer's wheel.
 
 Both pass through one and the same relay process, which holds each datagram back for
 half the round trip and loses some of them, by a seed for each transfer and direction.
@@ -11,7 +11,12 @@ the time. Which datagrams are lost follows from the seed and from what a stack s
 before, so a pair of the same seed has the same luck at first and another later:
 compare means.
 
-    python bench/relay.py [--size BYTES] [--seeds N] [--loss P] [--rtt SECONDS]
+The stacks: "peer" is the wheel; "engine" two endpoints of ours on plain sockets,
+moved along from Python; "faces" what a user of ours has, `Lightning` and
+`LightningServer`.
+
+    python bench/relay.py [--stacks peer,engine,faces] [--size BYTES] [--seeds N]
+        [--loss P] [--rtt SECONDS]
 """
 
 import argparse
@@ -34,6 +39,7 @@ import btlightning
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import lightning
 from lightning._core.wire.messages import (
     encode_synapse_packet,
     encode_synapse_response,
@@ -47,7 +53,9 @@ from tests.support.identities import (
     VALIDATOR_SEED,
 )
 
-STACKS = ("peer", "ours")
+# What has the peer's Python interface.
+MODULES = {"peer": btlightning, "faces": lightning}
+STACKS = ["peer", "engine", "faces"]
 DIRECTIONS = ("down", "up")
 PATIENCE = 200.0
 
@@ -140,13 +148,13 @@ def serve(stack: str, count: int, pipe: Pipe):
     """Run so many servers for good."""
     addresses = []
     for _ in range(count):
-        if stack == "ours":
+        if stack == "engine":
             server = OurServer()
             addresses.append(server.address)
             threading.Thread(target=_turn, args=(server,), daemon=True).start()
         else:
             port = free_port()
-            server = btlightning.RustLightningServer(MINER_HOTKEY, "127.0.0.1", port)
+            server = MODULES[stack].LightningServer(MINER_HOTKEY, "127.0.0.1", port)
             server.set_miner_keypair(MINER_SEED)
             server.register_synapse_handler("give", answer)
             server.start()
@@ -164,23 +172,11 @@ def _turn(server: OurServer) -> None:
 # --- Clients --------------------------------------------------------------------------
 
 
-def transfer_of_ours(address: Address, request: dict[str, Any]) -> float:
-    """Return the seconds of one exchange between engines of ours."""
-    client = FramedClient()
-    (connection,) = client.dial(address)
-    frame = encode_synapse_packet("give", request, int(time.time()))
-    start = time.monotonic()
-    (reply,) = client.ask(connection, [frame], PATIENCE)
-    seconds = time.monotonic() - start
-    assert reply.success
-    connection.close("", 0)
-    client.close()
-    return seconds
-
-
-def transfer_of_peer(address: Address, request: dict[str, Any]) -> float:
-    """Return the seconds of one exchange between ends of the peer's."""
-    client = btlightning.Lightning(VALIDATOR_HOTKEY, connect_timeout_secs=30)
+def transfer(stack: str, address: Address, request: dict[str, Any]) -> float:
+    """Return the seconds of one exchange."""
+    if stack == "engine":
+        return engine_transfer(address, request)
+    client = MODULES[stack].Lightning(VALIDATOR_HOTKEY, connect_timeout_secs=30)
     client.set_validator_keypair(VALIDATOR_SEED)
     axon = {"hotkey": MINER_HOTKEY, "ip": address[0], "port": address[1]}
     client.initialize_connections([axon])
@@ -192,7 +188,18 @@ def transfer_of_peer(address: Address, request: dict[str, Any]) -> float:
     return seconds
 
 
-TRANSFER = {"ours": transfer_of_ours, "peer": transfer_of_peer}
+def engine_transfer(address: Address, request: dict[str, Any]) -> float:
+    """Return the seconds of one exchange between two of our endpoints."""
+    client = FramedClient()
+    (connection,) = client.dial(address)
+    frame = encode_synapse_packet("give", request, int(time.time()))
+    start = time.monotonic()
+    (reply,) = client.ask(connection, [frame], PATIENCE)
+    seconds = time.monotonic() - start
+    assert reply.success, reply
+    connection.close("", 0)
+    client.close()
+    return seconds
 
 
 # --- Runs -----------------------------------------------------------------------------
@@ -211,23 +218,27 @@ def batch(direction: str, seeds: list[int], options: argparse.Namespace) -> dict
     size = options.size
     request = {"n": size} if direction == "down" else {"n": 1, "b": bytes(size)}
     processes, servers = [], []
-    for stack in STACKS:
+    for stack in options.stacks:
         process, addresses = child(serve, stack, len(seeds))
         processes.append(process)
         servers += zip(addresses, seeds, strict=True)
     process, near = child(relay, servers, options.loss, options.rtt / 2)
     processes.append(process)
     with ThreadPoolExecutor(len(near)) as pool:
-        runs = [
-            pool.submit(TRANSFER[stack], near[place * len(seeds) + index], request)
-            for place, stack in enumerate(STACKS)
-            for index in range(len(seeds))
-        ]
-        rates = [size * 8 / run.result() / 1e6 for run in runs]
+        runs = {
+            stack: [
+                pool.submit(transfer, stack, near[place * len(seeds) + index], request)
+                for index in range(len(seeds))
+            ]
+            for place, stack in enumerate(options.stacks)
+        }
+        rates = {
+            stack: [size * 8 / run.result() / 1e6 for run in each]
+            for stack, each in runs.items()
+        }
     for process in processes:
         process.terminate()
-    half = len(seeds)
-    return dict(zip(STACKS, (rates[:half], rates[half:]), strict=True))
+    return rates
 
 
 def summary(rates: list[float]) -> str:
@@ -238,6 +249,7 @@ def summary(rates: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--stacks", type=lambda text: text.split(","), default=STACKS)
     parser.add_argument("--size", type=int, default=2_000_000)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--loss", type=float, default=0.01)
@@ -250,15 +262,18 @@ def main() -> None:
         f"{options.loss:.1%} loss; Mbit/s, mean and standard error of {options.seeds}"
     )
     for direction in DIRECTIONS:
-        found: dict[str, list[float]] = {stack: [] for stack in STACKS}
-        seeds = list(range(1, options.seeds + 1))
-        for start in range(0, len(seeds), options.parallel):
-            part = batch(direction, seeds[start : start + options.parallel], options)
-            for stack in STACKS:
-                found[stack] += part[stack]
-        ratio = statistics.mean(found["ours"]) / statistics.mean(found["peer"])
-        cells = "   ".join(f"{stack} {summary(found[stack])}" for stack in STACKS)
-        print(f"{direction:<6}{cells}   ours/peer {ratio:.2f}", flush=True)
+        found: dict[str, list[float]] = {stack: [] for stack in options.stacks}
+        for start in range(0, options.seeds, options.parallel):
+            seeds = list(range(start, min(start + options.parallel, options.seeds)))
+            for stack, rates in batch(direction, seeds, options).items():
+                found[stack] += rates
+        for stack, rates in found.items():
+            ratio = statistics.mean(rates) / statistics.mean(found[options.stacks[0]])
+            print(
+                f"{direction:<6}{stack:<8}{summary(rates):>15}   {ratio:.2f} of "
+                f"{options.stacks[0]}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
