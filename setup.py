@@ -61,10 +61,14 @@ EXTENSIONS = [
     "lightning._core.quic.connrecv",
     "lightning._core.quic.connsend",
     "lightning._core.quic.connection",
+    "lightning._core.quic.gate",
     "lightning._core.quic.endpoint",
     "lightning._core.quic.convert",
     "lightning._core.quic.engine",
     "lightning._core.quic.bench",
+    "lightning._core.io.udp",
+    "lightning._core.io.pump",
+    "lightning._core.io.driver",
 ]
 NEEDS_LIBCRYPTO = {"lightning._core.quic.protection"}
 # For work on one extension: the last parts of the names to build, with commas.
@@ -109,7 +113,7 @@ def pkg_config(package: str, option: str) -> list[str]:
 
 def extension(name: str) -> Extension:
     """Describe the extension whose source sits at the dotted name."""
-    engine = name.startswith("lightning._core.quic.")
+    engine = name.startswith(("lightning._core.quic.", "lightning._core.io."))
     crypto = name in NEEDS_LIBCRYPTO
     return Extension(
         name,

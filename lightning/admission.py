@@ -11,6 +11,7 @@ None of these classes locks: use each from one thread.
 from __future__ import annotations
 
 import heapq
+import ipaddress
 import math
 import socket
 from collections import OrderedDict, deque
@@ -95,6 +96,13 @@ class SourceAllowlist:
     def count(self) -> int:
         """Number of addresses on the list, 0 if it is not enforced."""
         return 0 if self._sources is None else len(self._sources)
+
+    @property
+    def addresses(self) -> frozenset[str] | None:
+        """The addresses as texts, None if every address may pass."""
+        if self._sources is None:
+            return None
+        return frozenset(str(ipaddress.ip_address(ip)) for ip in self._sources)
 
     def allows(self, ip: str) -> bool:
         """Tell whether a connection from this address may be opened."""

@@ -360,18 +360,20 @@ class AsyncLightningServer:
 
     async def _bind(self) -> ServerEndpoint:
         settings = self.config
-        identity = Identity()
+        identity = Identity.generate()
         endpoint = ServerEndpoint(
             TransportConfig(
                 idle_timeout=settings.idle_timeout_secs,
                 keep_alive_interval=settings.keep_alive_interval_secs,
                 max_frame_payload=settings.max_login_frame_bytes,
                 max_streams=settings.max_concurrent_bidi_streams,
+                max_half_open=settings.max_unauthenticated_connections,
+                max_connections=settings.max_connections
+                + settings.max_unauthenticated_connections,
+                handshake_timeout=settings.login_deadline_secs,
                 retry=settings.require_address_validation,
             ),
             identity,
-            admit=self._admits,
-            accepting=self._accepting,
             on_connection=self._on_connection,
             on_request=self._on_request,
         )
@@ -386,6 +388,9 @@ class AsyncLightningServer:
         family, _, _, _, address = places[0]
         self._fingerprint = certificate_fingerprint(identity.der)
         await endpoint.open(family, address)
+        if settings.enforce_source_allowlist:
+            # Nobody, before the first answer.
+            endpoint.set_sources(())
         return endpoint
 
     async def serve_forever(self) -> None:
@@ -430,6 +435,7 @@ class AsyncLightningServer:
         if endpoint is None or not self._open:
             return
         self._open = False
+        self._admit()
         try:
             await self._drain(endpoint, timeout_secs)
         finally:
@@ -526,31 +532,35 @@ class AsyncLightningServer:
 
     # Connections.
 
-    def _admits(self, ip: str) -> bool:
-        return not self.config.enforce_source_allowlist or self._sources.allows(ip)
-
-    def _accepting(self) -> bool:
-        if len(self._strangers) < self.config.max_unauthenticated_connections:
-            return self._open
+    def _admit(self) -> None:
+        """Let strangers come while there is room for them."""
+        if self._endpoint is None:
+            return
+        has_room = len(self._strangers) < self.config.max_unauthenticated_connections
+        self._endpoint.set_open(self._open and has_room)
         now = time.monotonic()
-        if now - self._complained_at >= COMPLAINT_INTERVAL:
+        if not has_room and now - self._complained_at >= COMPLAINT_INTERVAL:
             self._complained_at = now
             log.warning(
                 "%d connections have no login: no more are accepted for now",
                 len(self._strangers),
             )
-        return False
 
     def _on_connection(self, connection: Connection) -> None:
         connection.on_closed = self._on_closed
         self._strangers[connection] = asyncio.get_running_loop().call_later(
             self.config.login_deadline_secs, connection.close, "login deadline"
         )
+        self._admit()
 
-    def _on_closed(self, connection: Connection) -> None:
+    def _forget_stranger(self, connection: Connection) -> None:
         deadline = self._strangers.pop(connection, None)
         if deadline is not None:
             deadline.cancel()
+            self._admit()
+
+    def _on_closed(self, connection: Connection) -> None:
+        self._forget_stranger(connection)
         ended = connection.closed
         for hotkey in self._table.remove_connection(connection):
             log.info(
@@ -663,9 +673,7 @@ class AsyncLightningServer:
                 replaced.address,
             )
             replaced.close("replaced")
-        deadline = self._strangers.pop(connection, None)
-        if deadline is not None:
-            deadline.cancel()
+        self._forget_stranger(connection)
         connection.exchanges.max_payload = self.config.max_frame_payload_bytes
         return frame
 
@@ -787,6 +795,8 @@ class AsyncLightningServer:
                 f"{type(sources).__name__}"
             )
         self._sources = sources
+        if self._endpoint is not None:
+            self._endpoint.set_sources(sources.addresses)
 
 
 def _method(thing: Any, name: str) -> Any:

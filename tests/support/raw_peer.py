@@ -194,7 +194,7 @@ class RawServer:
         self, answer: Callable[[RawConnection, Stream, int, bytes], object]
     ) -> None:
         self.answer = answer
-        self.identity = Identity()
+        self.identity = Identity.generate()
         # What the TLS layer shows and signs with; by default both from the identity.
         self.key = self.identity.key
         self.certificate = self.identity.certificate

@@ -388,7 +388,7 @@ async def test_when_the_path_goes_silent_what_runs_fails_by_timeout(
         with pytest.raises(ConnectionClosed) as caught:
             await query
         assert caught.value.timed_out
-        assert "Idle timeout" in str(caught.value)
+        assert "idle timeout" in str(caught.value)
         await server.stop(0)
 
 
@@ -764,13 +764,13 @@ async def test_without_a_slow_probe_it_gives_up_until_the_registry_is_updated(
 
 async def test_success_ends_the_back_off(start_server, connect, monkeypatch):
     server = await start_server()
-    client, axon = await connect(server, connect_timeout=0.3)
+    client, axon = await connect(server)
     clock = Clock()
     monkeypatch.setattr(client_module, "time", clock)
     await server.stop()
     await until_async(lambda: not list(connections(client)))
     for _ in range(2):
-        with pytest.raises(LightningConnectionError, match="timed out"):
+        with pytest.raises(LightningConnectionError, match="nobody listens there"):
             await client.query_axon(axon, ECHO)
         clock.now += 2
     await start_server(port=axon.port)

@@ -86,6 +86,11 @@ class Server:
             self.link, LIMIT, lambda *request: self.requests.append(request)
         )
 
+    def open(self, stream_id: int, data: bytes, fin: bool, now: float = 0) -> None:
+        """Do as a client that opens a stream with some bytes."""
+        self.exchanges.stream_opened(stream_id, now)
+        self.exchanges.stream_data(stream_id, data, fin)
+
 
 # The client.
 
@@ -105,10 +110,11 @@ def test_the_first_frame_completes_and_stops_the_rest():
         seen = Seen()
         exchange = exchanges.start(b"", seen.on_frame, seen.on_error)
         link.taken()
-        exchanges.stream_data(exchange.stream_id, frame(4, b"a"), fin, 0)
+        exchanges.stream_data(exchange.stream_id, frame(4, b"a"), fin)
         assert seen.frames == [(4, b"a")]
-        assert link.taken() == ([] if fin else [("stop", exchange.stream_id, 0)])
-        exchanges.stream_data(exchange.stream_id, b"junk" if not fin else b"", True, 0)
+        stop = [] if fin else [("stop", exchange.stream_id, 0)]
+        assert link.taken() == [*stop, ("release", exchange.stream_id)]
+        exchanges.stream_data(exchange.stream_id, b"late", True)
         assert (len(seen.frames), seen.errors, len(exchanges)) == (1, [], 0)
 
 
@@ -126,7 +132,7 @@ def test_any_chunking_gives_the_same_frames():
             size = dice.choice((1, 2, 3, 50, len(data)))
             piece = data[position : position + size]
             position += size
-            exchanges.stream_data(0, piece, position >= len(data), 0)
+            exchanges.stream_data(0, piece, position >= len(data))
         assert seen.frames == [(5, b""), (5, b"x" * 700), (5, b"yz"), (6, b"e")]
         assert not seen.errors
         assert not len(exchanges)
@@ -144,7 +150,7 @@ def test_an_early_end_says_how_far_it_came(data, text):
     _, exchanges = client()
     seen = Seen()
     exchanges.start(b"", seen.on_frame, seen.on_error)
-    exchanges.stream_data(0, data, True, 0)
+    exchanges.stream_data(0, data, True)
     (error,) = seen.errors
     assert isinstance(error, StreamClosedEarly)
     assert text in str(error)
@@ -157,7 +163,7 @@ def test_a_refused_request_is_told_apart_from_a_lost_answer():
     exchanges.start(b"", seen.on_frame, seen.on_error)
     exchanges.stop_sending(0, 0)
     assert not seen.errors, "alone it is normal traffic"
-    exchanges.stream_data(0, b"", True, 0)
+    exchanges.stream_data(0, b"", True)
     (error,) = seen.errors
     assert isinstance(error, StreamReset)
     assert "sending stopped by peer: error 0" in str(error)
@@ -169,7 +175,7 @@ def test_stop_sending_before_an_answer_is_normal():
     exchanges.start(b"", seen.on_frame, seen.on_error)
     exchanges.stop_sending(0, 0)
     exchanges.stop_sending(0, 0)
-    exchanges.stream_data(0, frame(4, b"a"), True, 0)
+    exchanges.stream_data(0, frame(4, b"a"), True)
     assert (seen.frames, seen.errors) == ([(4, b"a")], [])
 
 
@@ -185,10 +191,10 @@ def test_a_broken_frame_fails_the_exchange_and_stops_the_peer(data, kind):
     seen = Seen()
     exchanges.start(b"", seen.on_frame, seen.on_error)
     link.taken()
-    exchanges.stream_data(0, data, False, 0)
+    exchanges.stream_data(0, data, False)
     assert [type(e) for e in seen.errors] == [kind]
-    assert link.taken() == [("stop", 0, 0)]
-    exchanges.stream_data(0, b"more", True, 0)
+    assert link.taken() == [("stop", 0, 0), ("release", 0)]
+    exchanges.stream_data(0, b"more", True)
     assert len(seen.errors) == 1
     assert not len(exchanges)
 
@@ -226,8 +232,8 @@ def test_cancelling_abandons_both_directions_and_silences_it():
     link.taken()
     exchange.cancel()
     exchange.cancel()
-    assert link.taken() == [("stop", 0, 0), ("reset", 0, 0)]
-    exchanges.stream_data(0, frame(4), True, 0)
+    assert link.taken() == [("stop", 0, 0), ("reset", 0, 0), ("release", 0)]
+    exchanges.stream_data(0, frame(4), True)
     assert (seen.frames, seen.errors, len(exchanges)) == ([], [], 0)
 
 
@@ -266,7 +272,7 @@ def test_reading_pauses_and_resumes_through_the_link():
 
 def test_bytes_of_unknown_streams_are_ignored():
     link, exchanges = client()
-    exchanges.stream_data(0, b"x", False, 0)
+    exchanges.stream_data(0, b"x", False)
     exchanges.stream_reset(0, 0)
     exchanges.stop_sending(0, 0)
     assert not link.taken()
@@ -277,26 +283,31 @@ def test_bytes_of_unknown_streams_are_ignored():
 
 def test_a_request_is_answered_without_waiting_for_its_fin():
     server = Server()
-    server.exchanges.stream_data(0, frame(3, b"q") + b"junk", False, 0)
+    server.open(0, frame(3, b"q") + b"junk", False)
     ((exchange, kind, payload),) = server.requests
     assert (kind, payload) == (3, b"q")
     assert exchange.respond(b"answer")
-    assert server.link.taken() == [("send", 0, b"answer", True), ("stop", 0, 0)]
+    assert server.link.taken() == [
+        ("send", 0, b"answer", True),
+        ("stop", 0, 0),
+        ("release", 0),
+    ]
     assert not exchange.respond(b"twice")
-    server.exchanges.stream_data(0, frame(3, b"second frame"), True, 0)
+    server.exchanges.stream_data(0, frame(3, b"second frame"), True)
     assert len(server.requests) == 1
     assert not len(server.exchanges)
 
 
 def test_after_a_fin_the_client_is_not_asked_to_stop():
     server = Server()
-    server.exchanges.stream_data(0, frame(3, b"q"), True, 0)
+    server.open(0, frame(3, b"q"), True)
     exchange = server.requests[0][0]
     assert exchange.respond(b"one", fin=False)
     assert exchange.respond(b"two")
     assert server.link.taken() == [
         ("send", 0, b"one", False),
         ("send", 0, b"two", True),
+        ("release", 0),
     ]
     assert not len(server.exchanges)
 
@@ -307,8 +318,12 @@ def test_after_a_fin_the_client_is_not_asked_to_stop():
 def test_no_answer_to_what_is_no_frame(data):
     """FIN with zero bytes and STOP_SENDING(0), as the peer does."""
     server = Server()
-    server.exchanges.stream_data(0, data, False, 0)
-    assert server.link.taken() == [("stop", 0, 0), ("send", 0, b"", True)]
+    server.open(0, data, False)
+    assert server.link.taken() == [
+        ("stop", 0, 0),
+        ("send", 0, b"", True),
+        ("release", 0),
+    ]
     assert not server.requests
     server.exchanges.stream_reset(0, 0)
     assert not len(server.exchanges)
@@ -317,8 +332,8 @@ def test_no_answer_to_what_is_no_frame(data):
 @pytest.mark.parametrize("data", [b"", b"\x03", frame(3, b"abc")[:-1]])
 def test_a_request_cut_short_is_answered_with_an_empty_end(data):
     server = Server()
-    server.exchanges.stream_data(0, data, True, 0)
-    assert server.link.taken() == [("send", 0, b"", True)]
+    server.open(0, data, True)
+    assert server.link.taken() == [("send", 0, b"", True), ("release", 0)]
     assert not server.requests
     assert not len(server.exchanges)
 
@@ -326,22 +341,22 @@ def test_a_request_cut_short_is_answered_with_an_empty_end(data):
 def test_a_client_that_wants_no_answer_cancels_once():
     server = Server()
     cancelled = []
-    server.exchanges.stream_data(0, frame(3, b"q"), True, 0)
+    server.open(0, frame(3, b"q"), True)
     exchange = server.requests[0][0]
     exchange.on_cancel = lambda: cancelled.append(1)
     server.exchanges.stop_sending(0, 0)
     server.exchanges.stop_sending(0, 0)
     assert (cancelled, exchange.cancelled) == ([1], True)
     assert not exchange.respond(b"late")
-    assert not server.link.taken()
+    assert server.link.taken() == [("release", 0)]
     assert not len(server.exchanges)
 
 
 def test_a_lost_connection_cancels_what_runs():
     server = Server()
     cancelled = []
-    server.exchanges.stream_data(0, frame(3, b"q"), True, 0)
-    server.exchanges.stream_data(4, b"\x03", False, 0)
+    server.open(0, frame(3, b"q"), True)
+    server.open(4, b"\x03", False)
     exchange = server.requests[0][0]
     exchange.on_cancel = lambda: cancelled.append(1)
     server.exchanges.connection_lost(ConnectionClosed)
@@ -353,28 +368,33 @@ def test_a_lost_connection_cancels_what_runs():
 
 def test_requests_that_never_become_complete_are_given_up():
     server = Server()
-    server.exchanges.stream_data(0, b"\x03", False, 10.0)
-    server.exchanges.stream_data(4, b"\x03\x00", False, 11.0)
-    server.exchanges.stream_data(8, frame(3, b"q"), False, 1.0)
+    server.open(0, b"\x03", False, 10.0)
+    server.open(4, b"\x03\x00", False, 11.0)
+    server.open(8, frame(3, b"q"), False, 1.0)
     assert server.exchanges.expire(10.5) == 1
-    assert server.link.taken() == [("stop", 0, 0), ("send", 0, b"", True)]
+    assert server.link.taken() == [
+        ("stop", 0, 0),
+        ("send", 0, b"", True),
+        ("release", 0),
+    ]
     assert server.exchanges.expire(10.5) == 0, "answered is not expired"
     assert len(server.requests) == 1
 
 
 def test_a_limit_applies_to_streams_that_come_after_it():
     server = Server()
-    server.exchanges.stream_data(0, frame(3, bytes(LIMIT + 1))[:5], False, 0)
+    server.open(0, frame(3, bytes(LIMIT + 1))[:5], False)
     server.exchanges.max_payload = LIMIT + 1
-    server.exchanges.stream_data(4, frame(3, bytes(LIMIT + 1)), True, 0)
+    server.open(4, frame(3, bytes(LIMIT + 1)), True)
     assert [r[0].stream_id for r in server.requests] == [4]
 
 
 @pytest.mark.parametrize("stream_id", [1, 2, 3])
 def test_streams_of_other_kinds_start_nothing(stream_id):
     server = Server()
-    server.exchanges.stream_data(stream_id, frame(3, b"q"), True, 0)
+    server.open(stream_id, frame(3, b"q"), True)
     assert not server.requests
+    assert server.link.taken() == [("release", stream_id)]
     assert not len(server.exchanges)
 
 

@@ -104,7 +104,7 @@ async def test_the_miners_certificate_with_another_key_is_refused_by_tls(
         def prepare(middle):
             relay.prepare(middle)
             middle.certificate = shown
-            middle.key = Identity().key
+            middle.key = Identity.generate().key
 
         async with raw_server(prepare=prepare) as middle:
             client = make_client(connect_timeout=5)

@@ -230,7 +230,8 @@ async def test_empty_chunks_are_not_free(start_server, connect, monkeypatch):
     client, axon = await connect(server)
     stream = await client.query_axon_stream(axon, REQUEST)
     await until_async(lambda: stream._paused)
-    assert len(stream._frames) < 1000, "a hundred, and what one datagram brings"
+    # A hundred, and what one piece of 64 KiB brings.
+    assert len(stream._frames) <= 100 + 65536 // 8
     stream.close()
     await until_async(handler.closed.is_set)
 

@@ -11,7 +11,7 @@ from lightning._core.quic.connrecv cimport conn_settle
 from lightning._core.quic.connstate cimport (
     CLOSED_HANDSHAKE_TIMEOUT, CLOSED_IDLE, CLOSED_NO_PATH, CONN_GONE, CONN_OPEN,
     CONNS_SEND, conn_bury, conn_close_local, conn_fail, conn_forget_path,
-    conn_is_alive, conn_list, conn_lose, conn_route
+    conn_is_alive, conn_keep_alive, conn_list, conn_lose, conn_route
 )
 from lightning._core.quic.mtu cimport mtu_enable
 from lightning._core.quic.packet cimport cid_is
@@ -207,7 +207,7 @@ cdef void connection_on_timeout(Conn* c, int64_t now) noexcept nogil:
                 return
     if c.keep_alive_at <= now:
         c.ping_due = True
-        c.keep_alive_at = now + c.shared.settings.keep_alive
+        c.keep_alive_at = now + conn_keep_alive(c)
     if recovery_on_timeout(&c.recovery, now) != TIMER_NONE:
         conn_settle(c, now)
     if conn_is_alive(c):

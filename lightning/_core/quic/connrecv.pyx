@@ -26,7 +26,7 @@ from lightning._core.quic.connstate cimport (
     LOCAL_CID_SIZE, SENT_OF_STREAMS, SKIP_MIN, SKIP_SPREAD, STASH_PACKETS,
     STASH_PACKET_SIZE, RecvSpace, Stashed, conn_confirm, conn_discard, conn_drain,
     conn_fail, conn_forget_path, conn_idle_timeout, conn_is_alive, conn_issue_cids,
-    conn_list, conn_lose, conn_pto, conn_route, conn_update_sealing
+    conn_keep_alive, conn_list, conn_lose, conn_pto, conn_route, conn_update_sealing
 )
 from lightning._core.quic.ecn cimport EcnCounts
 from lightning._core.quic.frames cimport (
@@ -296,7 +296,7 @@ cdef void on_authentic(Conn* c, Arrival* a, int64_t now) noexcept nogil:
         c.idle_at = now + timeout
     c.sent_since_received = False
     if c.shared.settings.keep_alive:
-        c.keep_alive_at = now + c.shared.settings.keep_alive
+        c.keep_alive_at = now + conn_keep_alive(c)
     if a.space == APPLICATION:
         return
     if not c.has_peer_source:

@@ -16,8 +16,8 @@ from lightning._core.quic.cids cimport (
 )
 from lightning._core.quic.connstate cimport (
     CONN_CLOSING, CONN_OPEN, KEY_MARGIN, SENT_OF_STREAMS, RecvSpace,
-    conn_discard, conn_fail, conn_idle_timeout, conn_is_alive, conn_may_update,
-    conn_update_sealing
+    conn_discard, conn_fail, conn_idle_timeout, conn_is_alive, conn_keep_alive,
+    conn_may_update, conn_update_sealing
 )
 from lightning._core.quic.frames cimport (
     crypto_frame_fit, frame_begin_crypto, frame_write_ack, frame_write_bare,
@@ -497,7 +497,7 @@ cdef void note_sent(
         if timeout:
             c.idle_at = now + timeout
     if c.shared.settings.keep_alive:
-        c.keep_alive_at = now + c.shared.settings.keep_alive
+        c.keep_alive_at = now + conn_keep_alive(c)
 
 
 cdef bint seal(Conn* c, Draft* draft, uint8_t ecn, int64_t now) noexcept nogil:

@@ -57,6 +57,7 @@ cdef enum CloseInitiator:
     CLOSED_RESET = 4  # the peer lost its state: a stateless reset
     CLOSED_NO_VERSION = 5  # the server speaks no version of ours
     CLOSED_NO_PATH = 6  # no path is left that carries packets both ways
+    CLOSED_UNREACHABLE = 7  # an ICMP error answered the dial
 
 
 # Records of frames that streams wrote are of kind SENT_OF_STREAMS plus the FrameType;
@@ -354,3 +355,15 @@ cdef inline int64_t conn_idle_timeout(const Conn* c) noexcept nogil:
     if timeout == 0:
         return 0
     return max(timeout, 3 * conn_pto(c))
+
+
+cdef inline int64_t conn_keep_alive(const Conn* c) noexcept nogil:
+    """Return after how much silence to send a PING, 0 for never.
+
+    A peer may be less patient than we are: it gets two in its idle timeout.
+    """
+    cdef int64_t interval = c.shared.settings.keep_alive
+    cdef int64_t timeout = conn_idle_timeout(c)
+    if interval and timeout:
+        return min(interval, timeout // 2)
+    return interval

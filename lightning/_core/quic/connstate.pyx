@@ -93,6 +93,7 @@ cdef Conn* conn_create(
     c.original = original[0]
     c.keyed = keyed[0]
     recovery_init(&c.recovery, &s.settings.recovery)
+    c.recovery.timer_base = now
     streams_init(&c.streams, &s.memory, &s.settings.streams, now)
     c.streams.sink = s.sink
     c.streams.sink_context = c

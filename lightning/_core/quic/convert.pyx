@@ -27,7 +27,8 @@ cdef int64_t period(object seconds) except -1:
 
 
 cdef tuple INITIATORS = (
-    "local", "peer", "idle", "handshake_timeout", "reset", "version", "path"
+    "local", "peer", "idle", "handshake_timeout", "reset", "version", "path",
+    "unreachable",
 )
 
 

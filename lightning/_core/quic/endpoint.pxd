@@ -12,6 +12,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from lightning._core.quic.connstate cimport CONNS_TLS, Conn, Settings, Shared
+from lightning._core.quic.gate cimport Gate
 from lightning._core.quic.paths cimport Address
 
 
@@ -103,6 +104,7 @@ cdef struct EndpointCore:
     # The latest time that a call gave. Threads that read the clock before they waited
     # for the mutex may come in another order; to the engine, time never goes back.
     int64_t now
+    Gate gate  # who may begin a connection
     # Timers: a binary heap by deadline, from index 1.
     Conn** heap
     uint32_t heap_count
@@ -176,6 +178,11 @@ cdef void endpoint_receive(
 cdef size_t endpoint_poll_transmit(
     EndpointCore* e, uint8_t* out, size_t capacity, Address* to, uint8_t* ecn,
     size_t* segment, int64_t now
+) noexcept nogil
+# An ICMP error came for an address: dials there that have heard nothing fail. What is
+# established goes on, for anybody can make up such an error (RFC 9000 14.2.1).
+cdef void endpoint_unreachable(
+    EndpointCore* e, const Address* peer, int error
 ) noexcept nogil
 # INT64_MAX is none.
 cdef int64_t endpoint_next_deadline(const EndpointCore* e) noexcept nogil

@@ -14,12 +14,13 @@ from lightning._core.quic.connection cimport connection_deadline, connection_on_
 from lightning._core.quic.connrecv cimport conn_is_reset, conn_receive, conn_unstash
 from lightning._core.quic.connsend cimport SEND_ROOM_MIN, conn_write
 from lightning._core.quic.connstate cimport (
-    CLOSED_RESET, CONN_EVENT_CLOSED, CONN_EVENT_CONNECTED, CONN_GONE,
-    CONNS_EVENTS, CONNS_SEND, CONNS_TLS, LOCAL_CID_SIZE, conn_bury, conn_create,
-    conn_is_alive, conn_list, conn_lose, conn_peer_key, conn_ref, conn_unlist,
-    conn_unref, shared_free, shared_init
+    CLOSED_RESET, CLOSED_UNREACHABLE, CONN_EVENT_CLOSED, CONN_EVENT_CONNECTED,
+    CONN_GONE, CONNS_EVENTS, CONNS_SEND, CONNS_TLS, LOCAL_CID_SIZE, conn_bury,
+    conn_create, conn_is_alive, conn_list, conn_lose, conn_peer_key, conn_ref,
+    conn_unlist, conn_unref, shared_free, shared_init
 )
 from lightning._core.quic.frames cimport frame_write_close
+from lightning._core.quic.gate cimport gate_admits, gate_free, gate_init
 from lightning._core.quic.packet cimport (
     INITIAL_DATAGRAM_MIN, PACKET_INITIAL, PACKET_ONE_RTT, PACKET_TOO_SHORT,
     PACKET_UNKNOWN_VERSION, RESET_TOKEN_SIZE, STATELESS_RESET_MIN, TAG_SIZE, VERSION_1,
@@ -61,6 +62,7 @@ cdef int endpoint_init(
     e.shared.tokens.lifetime = token_lifetime
     shared_init(&e.shared, settings)
     e.reply_tokens = <int64_t> REPLY_BURST * 1000000
+    gate_init(&e.gate)
     pthread_mutex_init(&e.mutex, NULL)
     return OK
 
@@ -85,6 +87,7 @@ cdef void endpoint_free(EndpointCore* e) noexcept nogil:
         return
     endpoint_clear(e)
     shared_free(&e.shared)
+    gate_free(&e.gate)
     free(e.heap)
     free(e.replies)
     e.heap = NULL
@@ -211,7 +214,10 @@ cdef void endpoint_receive(
     e.stats.datagrams_received += 1
     status = packet_parse(&h, data, size, LOCAL_CID_SIZE)
     if status == PACKET_UNKNOWN_VERSION:
-        if not e.shared.is_client and size >= INITIAL_DATAGRAM_MIN:
+        if (
+            not e.shared.is_client and size >= INITIAL_DATAGRAM_MIN
+            and gate_admits(&e.gate, source)
+        ):
             negotiate(e, &h, source, now)
         else:
             e.stats.datagrams_dropped += 1
@@ -226,11 +232,14 @@ cdef void endpoint_receive(
         conn_receive(c, data, size, source, ecn, now)
         settle(e, c)
     elif h.type == PACKET_ONE_RTT:
-        if not take_reset(e, data, size, source):
+        if take_reset(e, data, size, source):
+            return
+        if gate_admits(&e.gate, source):
             send_reset(e, &h, size, source, now)
     elif (
         h.type == PACKET_INITIAL and not e.shared.is_client
         and size >= INITIAL_DATAGRAM_MIN and h.dcid_size >= INITIAL_CID_MIN
+        and gate_admits(&e.gate, source)
     ):
         on_initial(e, &h, data, size, source, ecn, now)
     else:
@@ -314,6 +323,33 @@ cdef void on_initial(
         c.events = 0
         conn_bury(c)
     settle(e, c)
+
+
+cdef void endpoint_unreachable(
+    EndpointCore* e, const Address* peer, int error
+) noexcept nogil:
+    cdef Cid key
+    cdef CidEntry* entry
+    cdef CidEntry* following
+    cdef Conn* c
+    if not e.shared.is_client or e.shared.peers.count == 0:
+        return
+    conn_peer_key(peer, &key)
+    entry = e.shared.peers.buckets[
+        cidmap_hash(&e.shared.peers, key.bytes, key.size)
+        & (e.shared.peers.capacity - 1)
+    ]
+    while entry is not NULL:
+        following = entry.next
+        c = <Conn*> entry.owner
+        if (
+            cid_is(&entry.cid, key.bytes, key.size) and conn_is_alive(c)
+            and not c.authentic
+        ):
+            conn_lose(c, CLOSED_UNREACHABLE)
+            c.close_code = error
+            settle(e, c)
+        entry = following
 
 
 # --- Answers without a connection -------------------------------------------------

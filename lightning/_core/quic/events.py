@@ -47,7 +47,8 @@ class ConnectionEnd:
     Attributes:
         initiator: ``local`` or ``peer`` closed it; ``idle``, ``handshake_timeout``;
             ``reset`` by a peer that lost its state; ``version``, if the server speaks
-            none of ours; ``path``, if no path was left.
+            none of ours; ``path``, if no path was left; ``unreachable``, if an ICMP
+            error answered the dial: the code is its errno.
         application: Whether the code is the application's or QUIC's.
         code: The error code.
         frame_type: The frame that QUIC's error was about, 0 for none.
@@ -55,7 +56,14 @@ class ConnectionEnd:
     """
 
     initiator: Literal[
-        "local", "peer", "idle", "handshake_timeout", "reset", "version", "path"
+        "local",
+        "peer",
+        "idle",
+        "handshake_timeout",
+        "reset",
+        "version",
+        "path",
+        "unreachable",
     ]
     application: bool
     code: int

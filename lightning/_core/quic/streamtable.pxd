@@ -81,9 +81,11 @@ cdef enum TableDue:
 # What the layer above is told; of one stream in this order. Kinds are bits.
 cdef enum StreamEventKind:
     EVENT_OPENED = 1  # by the peer; the layer above holds it from now on
-    EVENT_READABLE = 2  # bytes, or the end, that no sink took
-    EVENT_RESET = 4  # by the peer, with a code; buffered bytes are gone
-    EVENT_STOPPED = 8  # the peer wants no more, with a code; sending was reset
+    # Before what ends the other direction: a peer that refuses a request stops us and
+    # finishes with nothing, mostly in one datagram.
+    EVENT_STOPPED = 2  # the peer wants no more, with a code; sending was reset
+    EVENT_READABLE = 4  # bytes, or the end, that no sink took
+    EVENT_RESET = 8  # by the peer, with a code; buffered bytes are gone
     EVENT_WRITABLE = 16  # after STREAMS_FULL: there is room again
     EVENT_ACKED = 32  # everything, with the FIN, was acknowledged
     EVENT_OPENABLE = 64  # no stream: after STREAMS_LIMIT, one may be opened

@@ -7,7 +7,7 @@ cdef class Exchanges:
     """All exchanges of one connection."""
 
     cdef:
-        # Verbs of the layer below: open_stream, send, stop, reset.
+        # Verbs of the layer below: see the module.
         object link
         # Called with each request that is complete; None on a client.
         object on_request
@@ -21,12 +21,10 @@ cdef class Exchanges:
         # Largest payload that a reader accepts, in bytes; new streams use it.
         public Py_ssize_t max_payload
 
-    cdef ServerExchange accept(self, long long stream_id, double now)
     cpdef ClientExchange start(self, bytes frame, object on_frame, object on_error)
     cpdef int pump(self) except -1
-    cpdef int stream_data(
-        self, long long stream_id, object data, bint fin, double now
-    ) except -1
+    cpdef int stream_opened(self, long long stream_id, double now) except -1
+    cpdef int stream_data(self, long long stream_id, object data, bint fin) except -1
     cpdef int stream_reset(self, long long stream_id, long long code) except -1
     cpdef int stop_sending(self, long long stream_id, long long code) except -1
     cpdef int connection_lost(self, object make_error) except -1

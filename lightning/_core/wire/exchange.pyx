@@ -11,9 +11,11 @@ The layer below gives the verbs through a link object::
     send(stream_id, data, fin)       queue bytes, fin ends our direction
     stop(stream_id, code)            STOP_SENDING: no more of the peer's bytes, please
     reset(stream_id, code)           RESET_STREAM: our direction is abandoned
+    release(stream_id)               the exchange is over: the stream may go
 
-and calls `stream_data`, `stream_reset`, `stop_sending`, `connection_lost` with what
-arrived. After any call the driver must flush what the link queued.
+and calls `stream_opened`, `stream_data`, `stream_reset`, `stop_sending` and
+`connection_lost` with what arrived; of a stream that was stopped or released nothing
+comes any more. After any call the driver must flush what the link queued.
 """
 
 from collections import OrderedDict
@@ -114,35 +116,39 @@ cdef class Exchanges:
             self.link.send(stream_id, request, True)
         return 0
 
-    cpdef int stream_data(
-        self, long long stream_id, object data, bint fin, double now
-    ) except -1:
-        """Take ordered bytes of one stream.
+    cpdef int stream_opened(self, long long stream_id, double now) except -1:
+        """Expect a request on a stream that the client has opened.
 
         Args:
             stream_id: The stream.
-            data: The next bytes, maybe none.
-            fin: Nothing follows.
             now: Seconds, on the clock that `expire` is asked with.
         """
-        cdef Exchange exchange = self.streams.get(stream_id)
-        if exchange is None:
-            # A client opens no streams for us, and bits 0x03 of a stream that a
-            # client opens in both directions are zero (RFC 9000 section 2.1).
-            if self.on_request is None or stream_id & 3:
-                return 0
-            exchange = self.accept(stream_id, now)
-        exchange.receive(data, fin)
-        return 0
-
-    cdef ServerExchange accept(self, long long stream_id, double now):
-        cdef ServerExchange exchange = ServerExchange.__new__(ServerExchange)
+        cdef ServerExchange exchange
+        # A server opens no streams for us, and bits 0x03 of a stream that a client
+        # opens in both directions are zero (RFC 9000 section 2.1).
+        if self.on_request is None or stream_id & 3 or self.lost is not None:
+            self.link.release(stream_id)
+            return 0
+        exchange = ServerExchange.__new__(ServerExchange)
         exchange.owner = self
         exchange.reader = FrameReader(self.max_payload)
         exchange.stream_id = stream_id
         exchange.started_at = now
         self.streams[stream_id] = exchange
-        return exchange
+        return 0
+
+    cpdef int stream_data(self, long long stream_id, object data, bint fin) except -1:
+        """Take ordered bytes of one stream.
+
+        Args:
+            stream_id: The stream; one without an exchange is ignored.
+            data: The next bytes, maybe none.
+            fin: Nothing follows.
+        """
+        cdef Exchange exchange = self.streams.get(stream_id)
+        if exchange is not None:
+            exchange.receive(data, fin)
+        return 0
 
     cpdef int stream_reset(self, long long stream_id, long long code) except -1:
         """Take the peer's RESET_STREAM."""
@@ -186,7 +192,7 @@ cdef class Exchanges:
         """Give up on requests that began earlier and are still not complete.
 
         Args:
-            started_before: Seconds, on the clock that `stream_data` was given.
+            started_before: Seconds, on the clock that `stream_opened` was given.
 
         Returns:
             How many were given up.
@@ -250,13 +256,16 @@ cdef class Exchange:
         if not self.received:
             self.received = True
         if not self.remote_ended and self.stream_id >= 0:
+            # Nothing that still comes is handed to us.
+            self.remote_ended = True
             self.owner.link.stop(self.stream_id, 0)
         return 0
 
     cdef int settle(self) except -1:
         """Forget the stream once both directions are over."""
         if self.remote_ended and self.local_ended and self.received:
-            self.owner.streams.pop(self.stream_id, None)
+            if self.owner.streams.pop(self.stream_id, None) is not None:
+                self.owner.link.release(self.stream_id)
         return 0
 
 
@@ -299,6 +308,7 @@ cdef class ClientExchange(Exchange):
         if not self.received:
             self.finish_receiving()
         self.on_frame = self.on_error = None
+        self.settle()
         return 0
 
     cpdef int cancel(self) except -1:
@@ -314,6 +324,7 @@ cdef class ClientExchange(Exchange):
             self.finish_receiving()
             if self.owner.lost is None:
                 self.owner.link.reset(self.stream_id, 0)
+        self.settle()
         return 0
 
     def pause(self):

@@ -565,3 +565,15 @@ def test_an_identity_is_presented():
 def test_original_identifiers_differ():
     """Clients choose theirs at random."""
     assert original_cid(first_datagram(101)[2]) != original_cid(first_datagram(102)[2])
+
+
+# Time.
+
+
+def test_a_dial_has_no_timer_in_the_past_before_its_first_datagram_leaves():
+    """A driver's thread may look at it between the dial and the first flush."""
+    end = client()
+    connection = end.connect(SERVER, 1000.0)
+    assert end.next_timeout() > 1000.0
+    end.handle_timeout(1000.5)
+    assert connection.stats()["timeouts"] == 0

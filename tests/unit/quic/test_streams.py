@@ -635,7 +635,7 @@ def test_a_stream_reset_both_ways_is_freed():
     made.send(sid, b"abc")
     made.receive(frame(STOP_SENDING, sid, 1))
     made.receive(frame(RESET_STREAM, sid, 1, 0))
-    assert made.events() == [(RESET, sid, 1), (STOPPED, sid, 1)]
+    assert made.events() == [(STOPPED, sid, 1), (RESET, sid, 1)]
     made.release(sid)
     settle(made)
     assert made.count == 0

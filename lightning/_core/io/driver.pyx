@@ -1,0 +1,603 @@
+"""Between the engine of one socket and Python: steps, completions, verbs.
+
+A `Driver` is used by one thread, its owner's; its pump's own thread only moves
+datagrams. What the engine has to say is taken from it in batches, under its mutex and
+without the GIL, and handed on after.
+"""
+
+import os
+
+cimport cython
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stddef cimport size_t
+from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
+
+from lightning._core.io.pump cimport (
+    pump_acknowledge, pump_attend, pump_clock, pump_close, pump_deadline, pump_flush,
+    pump_open, pump_start
+)
+from lightning._core.io.udp cimport UDP_NO_GSO
+from lightning._core.quic.buffer cimport OK
+from lightning._core.quic.connection cimport (
+    connection_close, connection_open_stream, connection_pause, connection_refer,
+    connection_release, connection_reset, connection_resume, connection_send,
+    connection_stop, connection_stream
+)
+from lightning._core.quic.connstate cimport CONNS_SEND, Conn, conn_is_alive, conn_list
+from lightning._core.quic.convert cimport address_from
+from lightning._core.quic.endpoint cimport (
+    COMPLETION_CLOSED, COMPLETION_CONNECTED, endpoint_lock, endpoint_next_completion,
+    endpoint_release, endpoint_touch, endpoint_unlock
+)
+from lightning._core.quic.gate cimport gate_host, gate_replace
+from lightning._core.quic.paths cimport Address
+from lightning._core.quic.sendbuf cimport SEND_COPY_MAX
+from lightning._core.quic.streams cimport (
+    STREAMS_FULL, STREAMS_LIMIT, stream_is_at_end, streams_consume, streams_peek,
+    streams_resume
+)
+from lightning._core.quic.streamsend cimport send_has_room
+from lightning._core.quic.streamtable cimport (
+    EVENT_OPENABLE, EVENT_OPENED, EVENT_READABLE, EVENT_RESET, EVENT_STOPPED,
+    EVENT_WRITABLE, LIST_WAITING, Stream, list_push
+)
+
+__all__ = ["Driver", "Link"]
+
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class Driver:
+    """One UDP socket and the engine's endpoint on it.
+
+    Args:
+        endpoint: The engine.
+        fd: A bound, non-blocking UDP socket, which belongs to the driver from now on.
+        on_unsent: Called without arguments when something waits for `flush`.
+        accept: For a server: makes the `Link` of each new connection. It is called
+            with the engine's connection before the handshake is complete.
+        gso: Whether the kernel may cut up what is sent.
+
+    Raises:
+        OSError: The system refuses; the socket stays the caller's.
+    """
+
+    def __cinit__(self, *args, **kwargs):
+        self.links = {}
+
+    def __init__(
+        self, Endpoint endpoint not None, int fd, on_unsent, accept=None,
+        *, bint gso=True,
+    ):
+        cdef int status
+        if self.is_open:
+            raise RuntimeError("a driver cannot be initialised twice")
+        self.endpoint = endpoint
+        self.accept = accept
+        self.on_unsent = on_unsent
+        self.pid = os.getpid()
+        status = pump_open(
+            &self.pump, &endpoint.core, fd, 0 if gso else UDP_NO_GSO
+        )
+        if status != 0:
+            raise OSError(-status, os.strerror(-status))
+        self.is_open = True
+        status = pump_start(&self.pump)
+        # It works without, too: only nobody stands in.
+        self.has_thread = status == 0
+
+    def __dealloc__(self):
+        self.shut()
+
+    def close(self):
+        """Stop the thread and close the socket; what is not sent is lost."""
+        self.shut()
+        self.links.clear()
+        self.accept = self.on_unsent = None
+
+    cdef int shut(self) except -1:
+        cdef bint join
+        if not self.is_open:
+            return 0
+        self.is_open = False
+        # A forked child has no thread to wait for.
+        join = os.getpid() == self.pid
+        with nogil:
+            pump_close(&self.pump, join)
+        return 0
+
+    cdef int check_open(self) except -1:
+        if not self.is_open:
+            raise RuntimeError("the driver is closed")
+        return 0
+
+    @property
+    def is_closed(self):
+        """Whether `close` was called."""
+        return not self.is_open
+
+    @property
+    def notify_fd(self):
+        """A file descriptor that is readable when `notified` is to be called."""
+        return self.pump.notify_fd
+
+    def fileno(self):
+        """Return the socket's file descriptor; call `attend` when it is readable."""
+        return self.pump.socket.fd
+
+    @property
+    def links_alive(self):
+        """The links of the connections that are there, as a list."""
+        return list(self.links.values())
+
+    # --- Moving along ---------------------------------------------------------------
+
+    def attend(self):
+        """Receive, run what is due, send, and hand on what has happened."""
+        self.check_open()
+        with nogil:
+            pump_attend(&self.pump)
+        self.deliver()
+
+    def notified(self):
+        """Do as `attend` when the thread has work for Python."""
+        self.check_open()
+        with nogil:
+            pump_acknowledge(&self.pump)
+            pump_attend(&self.pump)
+        self.deliver()
+
+    def flush(self):
+        """Send what waits."""
+        cdef bint has_work
+        self.is_unsent = False
+        if not self.is_open:
+            return
+        with nogil:
+            has_work = pump_flush(&self.pump)
+        # What the system would not send may have ended a dial.
+        if has_work:
+            self.deliver()
+        else:
+            self.endpoint.drain_releases()
+
+    def deadline(self):
+        """Return when to attend next, in seconds of time.monotonic(); None is never."""
+        cdef int64_t deadline
+        self.check_open()
+        with nogil:
+            deadline = pump_deadline(&self.pump)
+        return None if deadline == INT64_MAX else deadline / 1e6
+
+    def connect(self, address, Link link not None, bytes token=b""):
+        """Begin a connection, whose link is made already; `flush` sends.
+
+        Args:
+            address: Literal host and port of the server.
+            link: Is told of all that happens.
+            token: One that the server gave before.
+        """
+        cdef Engine engine
+        self.check_open()
+        engine = self.endpoint.connect(address, pump_clock() / 1e6, token=token)
+        link.bind(self, engine)
+        self.mark()
+
+    def set_sources(self, hosts):
+        """Let only some hosts begin connections; what is established goes on.
+
+        Args:
+            hosts: IP addresses as texts; None lets everybody.
+
+        Raises:
+            ValueError: A text is no IP address.
+        """
+        cdef Address address
+        cdef uint8_t[17] host
+        cdef set packed = set()
+        cdef bytes joined
+        cdef uint8_t* data = NULL
+        cdef uint8_t* before
+        cdef bint enforces = hosts is not None
+        cdef uint32_t count
+        for text in hosts or ():
+            address_from((text, 0), &address)
+            gate_host(&address, host)
+            packed.add((<const char*> host)[:17])
+        joined = b"".join(sorted(packed))
+        count = len(packed)
+        if count:
+            data = <uint8_t*> malloc(len(joined))
+            if data is NULL:
+                raise MemoryError
+            memcpy(data, <const char*> joined, len(joined))
+        with nogil:
+            endpoint_lock(&self.endpoint.core)
+            before = gate_replace(&self.endpoint.core.gate, enforces, data, count)
+            endpoint_unlock(&self.endpoint.core)
+        free(before)
+
+    def set_open(self, bint is_open):
+        """Let connections begin, or none for now; what is established goes on."""
+        with nogil:
+            endpoint_lock(&self.endpoint.core)
+            self.endpoint.core.gate.is_shut = not is_open
+            endpoint_unlock(&self.endpoint.core)
+
+    def deliver(self):
+        """Run TLS and hand on completions until there are none."""
+        cdef int64_t now
+        cdef int count, i
+        cdef bint has_work
+        if self.delivering:
+            return  # From within: whoever is at it goes on.
+        self.delivering = True
+        try:
+            while True:
+                now = pump_clock()
+                self.endpoint.run_tls(now)
+                if len(self.endpoint.conns) != len(self.links):
+                    self.adopt_new()
+                with nogil:
+                    count = self.collect()
+                if count == 0:
+                    if not self.is_open:
+                        break
+                    self.is_unsent = False
+                    with nogil:
+                        has_work = pump_flush(&self.pump)
+                    if has_work:
+                        continue
+                    break
+                i = 0
+                try:
+                    while i < count:
+                        i += 1
+                        self.hand_over(&self.deliveries[i - 1], now)
+                finally:
+                    while i < count:
+                        free(self.deliveries[i].data)
+                        i += 1
+        finally:
+            self.delivering = self.is_unsent = False
+        self.endpoint.drain_releases()
+
+    cdef int adopt_new(self) except -1:
+        """Make links for what peers began, and forget what ended without TLS."""
+        cdef Link link
+        for number, engine in list(self.endpoint.conns.items()):
+            if number not in self.links and self.accept is not None:
+                link = self.accept(engine)
+                link.bind(self, engine)
+        return 0
+
+    cdef int collect(self) noexcept nogil:
+        """Take completions, with the bytes of streams."""
+        cdef Delivery* d
+        cdef Stream* s
+        cdef size_t size
+        cdef int count = 0
+        cdef bint is_full = False
+        cdef int64_t now = pump_clock()
+        endpoint_lock(&self.endpoint.core)
+        while count < DELIVERIES and not is_full:
+            d = &self.deliveries[count]
+            if not endpoint_next_completion(&self.endpoint.core, &d.done):
+                break
+            count += 1
+            d.data = NULL
+            d.size = 0
+            d.fin = False
+            if d.done.kind != EVENT_READABLE:
+                continue
+            s = connection_stream(d.done.conn, d.done.stream_id)
+            if s is NULL or s.paused:
+                count -= 1  # `resume` has it told again.
+                continue
+            size = min(<size_t> s.recv.buffered, <size_t> PIECE)
+            d.data = <uint8_t*> malloc(size + 1)
+            while d.data is not NULL and take(d, s, size, now):
+                pass
+            if s.recv.buffered == 0 and s.recv.next == s.recv.final_size:
+                streams_consume(&d.done.conn.streams, s, 0, now)
+            elif s.recv.buffered:
+                # The rest's turn comes when this is handed on, which may pause it.
+                streams_resume(&d.done.conn.streams, s, now)
+                is_full = True
+            d.fin = stream_is_at_end(s)
+            if conn_is_alive(d.done.conn):
+                conn_list(d.done.conn, CONNS_SEND)  # The window may have opened.
+            endpoint_touch(&self.endpoint.core, d.done.conn, now)
+        endpoint_unlock(&self.endpoint.core)
+        return count
+
+    cdef int hand_over(self, Delivery* d, int64_t now) except -1:
+        cdef Link link = self.links.get(d.done.number)
+        cdef bytes data
+        cdef uint64_t stream_id = d.done.stream_id
+        cdef uint64_t code = d.done.code
+        cdef int kind = d.done.kind
+        cdef Engine engine = None
+        if kind == COMPLETION_CLOSED:
+            engine = self.endpoint.conns.pop(d.done.number, None)
+            self.links.pop(d.done.number, None)
+            if engine is not None:
+                engine.note_end()
+            with nogil:
+                endpoint_lock(&self.endpoint.core)
+                endpoint_release(&self.endpoint.core, d.done.conn)
+                endpoint_unlock(&self.endpoint.core)
+        try:
+            if link is None:
+                return 0
+            if kind == EVENT_READABLE:
+                if d.data is NULL:
+                    raise MemoryError
+                data = PyBytes_FromStringAndSize(<const char*> d.data, d.size)
+                link.exchanges.stream_data(stream_id, data, d.fin)
+            elif kind == EVENT_OPENED:
+                link.exchanges.stream_opened(stream_id, now / 1e6)
+            elif kind == EVENT_RESET:
+                link.exchanges.stream_reset(stream_id, code)
+            elif kind == EVENT_STOPPED:
+                link.exchanges.stop_sending(stream_id, code)
+            elif kind == EVENT_OPENABLE:
+                link.exchanges.pump()
+            elif kind == EVENT_WRITABLE:
+                link.on_writable(stream_id)
+            elif kind == COMPLETION_CONNECTED:
+                link.on_connected()
+            elif kind == COMPLETION_CLOSED:
+                link.held_back.clear()
+                link.over.clear()
+                link.waiting.clear()
+                link.on_closed_by(engine.end)
+        except Exception as error:
+            # The bytes are a stranger's, whatever they did.
+            link.on_failure(error)
+        finally:
+            free(d.data)
+            d.data = NULL
+        return 0
+
+    cdef int mark(self) except -1:
+        """Have the owner flush soon."""
+        if not self.is_unsent and self.is_open:
+            self.is_unsent = True
+            if not self.delivering:
+                self.on_unsent()
+        return 0
+
+    def stats(self):
+        """Return counters of the socket and of who moved its datagrams."""
+        return {
+            "received": self.pump.socket.received,
+            "sent": self.pump.socket.sent,
+            "receive_calls": self.pump.socket.receive_calls,
+            "send_calls": self.pump.socket.send_calls,
+            "not_sent": self.pump.socket.not_sent,
+            "gso": bool(self.pump.socket.gso),
+            "receive_buffer": self.pump.socket.receive_buffer,
+            "send_buffer": self.pump.socket.send_buffer,
+            "attended": self.pump.attended,
+            "stand_ins": self.pump.stand_ins,
+        }
+
+
+cdef size_t take(Delivery* d, Stream* s, size_t capacity, int64_t now) noexcept nogil:
+    """Copy out what is next of a stream, and let the peer send more."""
+    cdef const uint8_t* view = NULL
+    cdef size_t size = min(streams_peek(s, &view), capacity - d.size)
+    if size:
+        memcpy(d.data + d.size, view, size)
+        d.size += size
+        streams_consume(&d.done.conn.streams, s, size, now)
+    return size
+
+
+cdef int has_room(Conn* c, uint64_t stream_id) noexcept nogil:
+    """Say if a stream takes bytes; one that does not is told when it does."""
+    cdef Stream* s = connection_stream(c, stream_id)
+    if s is NULL or not conn_is_alive(c) or send_has_room(&c.streams, s):
+        return True
+    list_push(&c.streams, LIST_WAITING, s)
+    return False
+
+
+@cython.auto_pickle(False)
+cdef class Link:
+    """The verbs of one connection, for its exchanges; told what happens on it.
+
+    Subclasses say what they do when it is connected, when it has ended, when a stream
+    takes bytes again and when handing on failed: ``on_connected()``,
+    ``on_closed_by(end)``, ``on_room(stream_id)`` and ``on_failure(error)``.
+
+    Args:
+        max_payload: Largest frame payload accepted, in bytes.
+        on_request: For a server's connection: called with ``(exchange, type,
+            payload)`` when a request is complete.
+    """
+
+    def __init__(self, Py_ssize_t max_payload, on_request=None):
+        self.exchanges = Exchanges(self, max_payload, on_request)
+        self.held_back = {}
+        self.waiting = set()
+        self.over = set()
+
+    def bind(self, Driver driver not None, Engine engine not None):
+        """Belong to a connection; called by the driver."""
+        self.driver = driver
+        self.engine = engine
+        driver.links[engine.number] = self
+
+    @property
+    def number(self):
+        """The engine's number of the connection."""
+        return self.engine.number
+
+    @property
+    def engine_connection(self):
+        """The engine's connection, None before there is one."""
+        return self.engine
+
+    def open_stream(self):
+        """Return the next stream id, -1 while the peer allows no more."""
+        cdef uint64_t stream_id = 0
+        cdef int status
+        with nogil:
+            endpoint_lock(&self.driver.endpoint.core)
+            status = connection_open_stream(
+                self.engine.c, False, pump_clock(), &stream_id
+            )
+            endpoint_touch(&self.driver.endpoint.core, self.engine.c, 0)
+            endpoint_unlock(&self.driver.endpoint.core)
+        if status == OK:
+            return stream_id
+        if status == STREAMS_LIMIT:
+            self.driver.mark()
+        elif status == -1:
+            raise MemoryError
+        return -1
+
+    def send(self, uint64_t stream_id, bytes data not None, bint fin):
+        """Queue bytes of a stream; what the engine has no room for waits here."""
+        cdef list waiting = self.held_back.get(stream_id)
+        if waiting is None:
+            if self.append(stream_id, data, fin) != STREAMS_FULL:
+                return
+            waiting = self.held_back[stream_id] = []
+        waiting.append((data, fin))
+
+    cdef int append(self, uint64_t stream_id, bytes data, bint fin) except -100:
+        """Return OK, STREAMS_FULL, or why nothing more can be sent at all."""
+        cdef const uint8_t* view = <const uint8_t*> <const char*> data
+        cdef size_t size = len(data)
+        cdef void* owner = <void*> data
+        cdef bint refer = size > SEND_COPY_MAX
+        cdef int status
+        if refer:
+            Py_INCREF(data)
+        with nogil:
+            endpoint_lock(&self.driver.endpoint.core)
+            if refer:
+                status = connection_refer(
+                    self.engine.c, stream_id, view, size, owner, fin
+                )
+            else:
+                status = connection_send(self.engine.c, stream_id, view, size, fin)
+            endpoint_touch(&self.driver.endpoint.core, self.engine.c, 0)
+            endpoint_unlock(&self.driver.endpoint.core)
+        if refer and status != OK:
+            Py_DECREF(data)
+        if status == -1:
+            raise MemoryError
+        self.driver.mark()
+        return status
+
+    cdef int has_room(self, uint64_t stream_id) except -1:
+        """Say if a stream takes bytes now; if not, `on_writable` follows."""
+        cdef int status
+        if stream_id in self.held_back:
+            return False
+        with nogil:
+            endpoint_lock(&self.driver.endpoint.core)
+            status = has_room(self.engine.c, stream_id)
+            endpoint_unlock(&self.driver.endpoint.core)
+        return status
+
+    cdef int on_writable(self, uint64_t stream_id) except -1:
+        cdef list waiting = self.held_back.get(stream_id)
+        while waiting:
+            data, fin = waiting[0]
+            if self.append(stream_id, data, fin) == STREAMS_FULL:
+                return 0
+            del waiting[0]
+        if self.held_back.pop(stream_id, None) is not None and stream_id in self.over:
+            self.release(stream_id)
+        if stream_id in self.waiting and self.has_room(stream_id):
+            self.waiting.discard(stream_id)
+            self.on_room(stream_id)
+        return 0
+
+    def must_wait(self, uint64_t stream_id):
+        """Say if a sender should wait; if so ``on_room`` is called in time."""
+        if self.has_room(stream_id):
+            return False
+        self.waiting.add(stream_id)
+        return True
+
+    @property
+    def has_unsent(self):
+        """Whether bytes of any stream are not yet acknowledged."""
+        cdef bint result
+        with nogil:
+            endpoint_lock(&self.driver.endpoint.core)
+            result = (
+                conn_is_alive(self.engine.c) and self.engine.c.streams.send_buffered > 0
+            )
+            endpoint_unlock(&self.driver.endpoint.core)
+        return result or bool(self.held_back)
+
+    def stop(self, uint64_t stream_id, uint64_t code):
+        """Ask the peer to send no more on a stream."""
+        with nogil:
+            endpoint_lock(&self.driver.endpoint.core)
+            connection_stop(self.engine.c, stream_id, code, pump_clock())
+            endpoint_touch(&self.driver.endpoint.core, self.engine.c, 0)
+            endpoint_unlock(&self.driver.endpoint.core)
+        self.driver.mark()
+
+    def reset(self, uint64_t stream_id, uint64_t code):
+        """Abandon our direction of a stream."""
+        self.held_back.pop(stream_id, None)
+        with nogil:
+            endpoint_lock(&self.driver.endpoint.core)
+            connection_reset(self.engine.c, stream_id, code)
+            endpoint_touch(&self.driver.endpoint.core, self.engine.c, 0)
+            endpoint_unlock(&self.driver.endpoint.core)
+        self.driver.mark()
+
+    def pause(self, uint64_t stream_id):
+        """Give the peer no more window on a stream."""
+        with nogil:
+            endpoint_lock(&self.driver.endpoint.core)
+            connection_pause(self.engine.c, stream_id)
+            endpoint_unlock(&self.driver.endpoint.core)
+
+    def resume(self, uint64_t stream_id):
+        """Give window again."""
+        with nogil:
+            endpoint_lock(&self.driver.endpoint.core)
+            connection_resume(self.engine.c, stream_id, pump_clock())
+            endpoint_touch(&self.driver.endpoint.core, self.engine.c, 0)
+            endpoint_unlock(&self.driver.endpoint.core)
+        self.driver.mark()
+
+    def release(self, uint64_t stream_id):
+        """Let go of a stream whose exchange is over."""
+        if stream_id in self.held_back:
+            # Its last bytes go out first: see `on_writable`.
+            self.over.add(stream_id)
+            return
+        self.over.discard(stream_id)
+        self.waiting.discard(stream_id)
+        with nogil:
+            endpoint_lock(&self.driver.endpoint.core)
+            connection_release(self.engine.c, stream_id, pump_clock())
+            endpoint_touch(&self.driver.endpoint.core, self.engine.c, 0)
+            endpoint_unlock(&self.driver.endpoint.core)
+        self.driver.mark()
+
+    def shut(self, bytes reason not None, uint64_t code):
+        """Close the connection, telling the other end; a reason has up to 256 bytes."""
+        cdef const uint8_t* view = <const uint8_t*> <const char*> reason
+        cdef size_t size = len(reason)
+        with nogil:
+            endpoint_lock(&self.driver.endpoint.core)
+            connection_close(self.engine.c, code, view, size, pump_clock())
+            endpoint_touch(&self.driver.endpoint.core, self.engine.c, 0)
+            endpoint_unlock(&self.driver.endpoint.core)
+        self.driver.mark()

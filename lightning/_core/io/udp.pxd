@@ -1,0 +1,107 @@
+"""A UDP socket: batches in and out, offloads, ECN, errors. No engine, no Python.
+
+Every function returns 0 or a count, or -errno. Sockets are non-blocking and are made
+above; addresses are the engine's.
+
+On Linux a step receives with one `recvmmsg`, and datagrams of one size for one peer
+leave with one `sendmsg` that the kernel cuts up (UDP_SEGMENT). What the kernel does not
+do it is not asked again: a driver may say EIO or EINVAL at any time.
+"""
+
+from libc.stddef cimport size_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from lightning._core.quic.paths cimport Address
+
+
+cdef enum UdpLimits:
+    UDP_BATCH = 32  # datagrams received with one call
+    UDP_SLOT = 2048  # bytes of one; longer ones are none of ours and are cut
+    UDP_ROOM = 65536  # bytes that one send can have
+    UDP_SEGMENTS = 64  # datagrams of one send (the kernel's UDP_MAX_SEGMENTS)
+    UDP_OUT = 16  # sends that are collected before they leave
+    UDP_ERRORS = 16  # bounced sends remembered; older ones go
+
+
+cdef enum UdpOptions:
+    UDP_NO_GSO = 1
+    UDP_NO_ECN = 2
+
+
+cdef struct UdpSocket:
+    int fd
+    bint is_ipv6
+    bint gso
+    bint ecn
+    bint gso_failed  # was on and had to be dropped
+    # Fails the next send with this errno, for tests.
+    int fail_next
+    int receive_buffer  # bytes that the kernel granted
+    int send_buffer
+    uint64_t received
+    uint64_t sent
+    uint64_t receive_calls
+    uint64_t send_calls
+    uint64_t not_sent  # datagrams that the system refused
+    # Where sends were refused at once.
+    Address bounced[16]
+    int bounces[16]
+    uint32_t bounce_count
+
+
+cdef struct UdpInbox:
+    uint8_t* data  # UDP_BATCH slots
+    void* headers  # what recvmmsg fills
+    int capacity
+    int count
+    int next
+    Address source
+
+
+# One send: bytes that are cut into segments.
+cdef struct UdpOut:
+    Address to
+    uint8_t ecn
+    size_t size
+    size_t segment
+    size_t offset
+
+
+cdef struct UdpOutbox:
+    uint8_t* data  # UDP_ROOM for each of UDP_OUT sends
+    UdpOut items[16]
+    uint32_t count
+    uint32_t first  # the next one to leave
+
+
+# Set the options of a socket that the caller has bound.
+cdef int udp_adopt(UdpSocket* s, int fd, uint32_t options) noexcept nogil
+cdef void udp_close(UdpSocket* s) noexcept nogil
+
+cdef int udp_inbox_init(UdpInbox* box) noexcept nogil
+cdef void udp_inbox_free(UdpInbox* box) noexcept nogil
+# Receive up to a batch; -EAGAIN if there is nothing, another -errno if a datagram of
+# ours bounced.
+cdef int udp_receive(UdpSocket* s, UdpInbox* box) noexcept nogil
+# Take the next datagram; the caller may change its bytes. Good until the next receive.
+cdef bint udp_next(
+    UdpInbox* box, uint8_t** data, size_t* size, const Address** source, uint8_t* ecn
+) noexcept nogil
+
+cdef int udp_outbox_init(UdpOutbox* box) noexcept nogil
+cdef void udp_outbox_free(UdpOutbox* box) noexcept nogil
+# Return where to put the next send's bytes, NULL if a flush must come first.
+cdef uint8_t* udp_room(UdpOutbox* box, size_t* capacity) noexcept nogil
+cdef void udp_commit(
+    UdpOutbox* box, size_t size, size_t segment, const Address* to, uint8_t ecn
+) noexcept nogil
+# Send what was committed. -EAGAIN keeps the rest; a send that fails otherwise is lost
+# like a datagram on its way, and counted.
+cdef int udp_flush(UdpSocket* s, UdpOutbox* box) noexcept nogil
+
+# Take a peer that the system would send nothing to at once, and the errno; for whoever
+# flushes.
+cdef bint udp_next_bounce(UdpSocket* s, Address* peer, int* error) noexcept nogil
+# Take an ICMP error from the system's queue, likewise; for whoever receives. A socket
+# with such an error polls as readable until it is taken.
+cdef bint udp_next_error(UdpSocket* s, Address* peer, int* error) noexcept nogil
