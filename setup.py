@@ -57,6 +57,8 @@ EXTENSIONS = [
     "lightning._core.quic.secrets",
     "lightning._core.quic.tokenstore",
     "lightning._core.quic.cidmap",
+    "lightning._core.quic.trace",
+    "lightning._core.quic.conntrace",
     "lightning._core.quic.connstate",
     "lightning._core.quic.connrecv",
     "lightning._core.quic.connsend",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -99,6 +100,11 @@ class EngineConfig:
             Kept over a restart, it lets peers learn at once of connections that are
             gone. Empty takes random ones.
         cipher_suites: TLS numbers in order of preference; 0x1301 to 0x1303.
+        qlog_dir: A directory that gets a file in qlog format for each connection; None
+            for none. It costs time and disk: for looking into something.
+        qlog_limit: Bytes written there by an endpoint until it stops to.
+        keylog_file: A file to which the secrets of all connections are appended, in
+            NSS's key log format; None for none. Who has it reads everything.
     """
 
     alpn: str = "btlightning"
@@ -132,6 +138,9 @@ class EngineConfig:
     key_update_after: int = 0
     secret: bytes = field(default=b"", repr=False)
     cipher_suites: tuple[int, ...] = (0x1301, 0x1302, 0x1303)
+    qlog_dir: str | os.PathLike[str] | None = None
+    qlog_limit: int = 1024 * _MIB
+    keylog_file: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         """Check ranges.
@@ -149,6 +158,15 @@ class EngineConfig:
             raise ConfigError(f"secret must have 32 bytes, not {len(self.secret)}")
         if not self.cipher_suites or set(self.cipher_suites) - {0x1301, 0x1302, 0x1303}:
             raise ConfigError("cipher_suites: 0x1301, 0x1302 and 0x1303 exist")
+        for name in ("qlog_dir", "keylog_file"):
+            path = getattr(self, name)
+            if path is None:
+                continue
+            if not isinstance(path, str | os.PathLike):
+                raise ConfigError(f"{name} must be a path, not {type(path).__name__}")
+            text = os.fspath(path)
+            if not isinstance(text, str) or not text or "\0" in text:
+                raise ConfigError(f"{name}: {text!r} is no path")
 
 
 _VARINT = 2**62 - 1
@@ -178,4 +196,5 @@ _RANGES = (
     ("token_lifetime", 0, _YEAR),
     ("retry_lifetime", 0.001, _YEAR),
     ("key_update_after", 0, 2**23 - 1024),
+    ("qlog_limit", 0, _VARINT),
 )

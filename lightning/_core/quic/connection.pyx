@@ -13,6 +13,7 @@ from lightning._core.quic.connstate cimport (
     CONNS_SEND, conn_bury, conn_close_local, conn_fail, conn_forget_path,
     conn_is_alive, conn_keep_alive, conn_list, conn_lose, conn_route
 )
+from lightning._core.quic.conntrace cimport conn_trace_parameters, conn_trace_path
 from lightning._core.quic.mtu cimport mtu_enable
 from lightning._core.quic.packet cimport cid_is
 from lightning._core.quic.paths cimport PATHS_MAX, path_on_timeout
@@ -44,6 +45,8 @@ cdef int connection_set_parameters(
         if c.has_retry and not is_same(&p.retry, &c.retry_source):
             return E_TRANSPORT_PARAMETER
     c.has_parameters = True
+    if c.shared.trace is not NULL:
+        conn_trace_parameters(c, p)
     c.peer_idle_timeout = p.idle_timeout
     c.peer_ack_exponent = p.ack_exponent
     c.recovery.max_ack_delay = p.max_ack_delay
@@ -223,6 +226,8 @@ cdef void on_path_failed(Conn* c, uint32_t path, int64_t now) noexcept nogil:
         for i in range(PATHS_MAX):
             if i != path and c.paths[i].used and c.paths[i].validated:
                 status = conn_route(c, i)
+                if c.shared.trace is not NULL:
+                    conn_trace_path(c)
                 recovery_on_path_change(&c.recovery, now)
                 c.recovery.blocked = False
                 break

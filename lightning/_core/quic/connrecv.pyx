@@ -28,6 +28,10 @@ from lightning._core.quic.connstate cimport (
     conn_fail, conn_forget_path, conn_idle_timeout, conn_is_alive, conn_issue_cids,
     conn_keep_alive, conn_list, conn_lose, conn_pto, conn_route, conn_update_sealing
 )
+from lightning._core.quic.conntrace cimport (
+    conn_trace_dropped, conn_trace_key, conn_trace_path, conn_trace_received,
+    conn_trace_recovery
+)
 from lightning._core.quic.ecn cimport EcnCounts
 from lightning._core.quic.frames cimport (
     AckFrame, AckIterator, Frame, ack_delay, ack_iterate, ack_next,
@@ -68,6 +72,10 @@ from lightning._core.quic.streamsend cimport (
     streams_has_frames, streams_on_frame_acked, streams_on_frame_lost
 )
 from lightning._core.quic.tokenstore cimport TOKEN_SIZE_KEPT, tokenstore_put
+from lightning._core.quic.trace cimport (
+    DROP_DUPLICATE, DROP_HEADER, DROP_INITIAL, DROP_NO_KEY, DROP_SOURCE,
+    DROP_UNAUTHENTIC, DROP_UNEXPECTED, TRACE_UNKNOWN_TYPE, TRIGGER_REMOTE
+)
 
 cdef enum:
     # Ranges of an ACK frame that are looked at, from the top; packets below them are
@@ -125,7 +133,7 @@ cdef void conn_receive(
     if a.path < 0:
         # Only clients move, and not before the handshake is confirmed (section 9).
         if c.is_client or not c.confirmed:
-            c.stats.packets_dropped += 1
+            count_drop(c, TRACE_UNKNOWN_TYPE, size, DROP_UNEXPECTED)
             return
     elif not c.paths[a.path].validated:
         c.paths[a.path].received += size
@@ -195,14 +203,17 @@ cdef void receive_packet(
             and a.datagram < <size_t> INITIAL_DATAGRAM_MIN
         )
     ):
-        c.stats.packets_dropped += 1
+        count_drop(
+            c, h.type, h.size,
+            DROP_INITIAL if h.type == PACKET_INITIAL else DROP_UNEXPECTED
+        )
         return
     a.space = space = packet_space(h.type)
     # The peer keeps its source connection ID (section 7.2).
     if h.type != PACKET_ONE_RTT and c.has_peer_source and not cid_is(
         &c.peer_source, h.scid, h.scid_size
     ):
-        c.stats.packets_dropped += 1
+        count_drop(c, h.type, h.size, DROP_SOURCE)
         return
     if not c.can_open[space]:
         stash(c, a, data, now)
@@ -211,14 +222,14 @@ cdef void receive_packet(
         &c.opening[space].header, data, h.size, h.pn_offset, &truncated, &pn_size
     )
     if status != OK:
-        c.stats.packets_dropped += 1
+        count_drop(c, h.type, h.size, DROP_HEADER)
         return
     rs = &c.recv[space]
     a.pn = packet_number_decode(
         truncated, pn_size, rs.largest + 1 if rs.received.count else 0
     )
     if ranges_seen(&rs.received, a.pn):
-        drop(c, a, data)
+        drop(c, a, data, DROP_DUPLICATE)
         return
     key = &c.opening[space].packet
     a.opened_old = False
@@ -226,7 +237,7 @@ cdef void receive_packet(
         # Of the phase before or of the next: the packet number tells (RFC 9001 6.5).
         if a.pn < c.open_start and c.old_opening.ctx is not NULL:
             if now > c.old_until:
-                drop(c, a, data)
+                drop(c, a, data, DROP_NO_KEY)
                 return
             key = &c.old_opening
             a.opened_old = True
@@ -240,8 +251,13 @@ cdef void receive_packet(
         if status == E_AEAD_LIMIT_REACHED:
             conn_fail(c, status, 0, now)
         else:
-            drop(c, a, data)
+            drop(c, a, data, DROP_UNAUTHENTIC)
         return
+    if c.shared.trace is not NULL:
+        conn_trace_received(
+            c, h.type, a.pn, h.size, a.ecn, data + h.pn_offset + pn_size,
+            h.size - h.pn_offset - pn_size - TAG_SIZE
+        )
     if updates:
         status = follow_update(c, a.pn, now)
         if status != OK:
@@ -259,9 +275,19 @@ cdef void receive_packet(
     )
 
 
-cdef void drop(Conn* c, Arrival* a, const uint8_t* data) noexcept nogil:
-    """Drop a packet, unless it is a stateless reset (RFC 9000 10.3.1)."""
+cdef void count_drop(
+    Conn* c, uint8_t type, size_t size, uint8_t reason
+) noexcept nogil:
     c.stats.packets_dropped += 1
+    if c.shared.trace is not NULL:
+        conn_trace_dropped(c, type, size, reason)
+
+
+cdef void drop(
+    Conn* c, Arrival* a, const uint8_t* data, uint8_t reason
+) noexcept nogil:
+    """Drop a packet, unless it is a stateless reset (RFC 9000 10.3.1)."""
+    count_drop(c, a.header.type, a.header.size, reason)
     if a.header.type == PACKET_ONE_RTT and conn_is_reset(c, data, a.header.size):
         conn_lose(c, CLOSED_RESET)
 
@@ -278,6 +304,8 @@ cdef int follow_update(Conn* c, uint64_t pn, int64_t now) noexcept nogil:
     c.opening[<int> APPLICATION].packet = c.next_opening
     memset(&c.next_opening, 0, sizeof(PacketKey))
     c.open_phase = not c.open_phase
+    if c.shared.trace is not NULL:
+        conn_trace_key(c, APPLICATION, False, TRIGGER_REMOTE)
     c.open_start = pn
     c.open_acked = False
     if c.seal_phase != c.open_phase and conn_update_sealing(c) != OK:
@@ -320,7 +348,7 @@ cdef void stash(Conn* c, Arrival* a, const uint8_t* data, int64_t now) noexcept 
         c.discarded[a.space] or a.space == INITIAL or a.header.size > STASH_PACKET_SIZE
         or c.stashed == STASH_PACKETS or c.confirmed or a.path != 0
     ):
-        c.stats.packets_dropped += 1
+        count_drop(c, a.header.type, a.header.size, DROP_NO_KEY)
         return
     if c.stash is NULL:
         c.stash = <Stashed*> malloc(STASH_PACKETS * sizeof(Stashed))
@@ -373,8 +401,10 @@ cdef void on_retry(
             &c.original, data, h.size - TAG_SIZE, h.integrity_tag
         )
     ):
-        c.stats.packets_dropped += 1
+        count_drop(c, h.type, h.size, DROP_UNEXPECTED)
         return
+    if c.shared.trace is not NULL:
+        conn_trace_received(c, h.type, 0, h.size, 0, NULL, 0)
     token = <uint8_t*> malloc(h.token_size)
     cid_set(&source, h.scid, h.scid_size)
     if token is NULL or keys_init_initial(
@@ -405,8 +435,10 @@ cdef void on_version_negotiation(Conn* c, PacketHeader* h) noexcept nogil:
         or not cid_is(&c.source, h.dcid, h.dcid_size)
         or not cid_is(&c.original, h.scid, h.scid_size)
     ):
-        c.stats.packets_dropped += 1
+        count_drop(c, h.type, h.size, DROP_UNEXPECTED)
         return
+    if c.shared.trace is not NULL:
+        conn_trace_received(c, h.type, 0, h.size, 0, NULL, 0)
     for i in range(0, h.token_size - 3, 4):
         if load_u32(h.token + i) == VERSION_1:
             return  # It lists what we have chosen: not a true answer.
@@ -638,6 +670,8 @@ cdef int on_ack(
 cdef void conn_settle(Conn* c, int64_t now) noexcept nogil:
     cdef SentFrame* f = recovery_next_acked(&c.recovery)
     cdef int status = OK
+    if c.shared.trace is not NULL:
+        conn_trace_recovery(c, now)
     while f is not NULL:
         if f.kind >= SENT_OF_STREAMS:
             status |= streams_on_frame_acked(
@@ -762,6 +796,8 @@ cdef void move(Conn* c, int path, int64_t now) noexcept nogil:
     if conn_route(c, path) != OK:
         conn_fail(c, OUT_OF_MEMORY, 0, now)
         return
+    if c.shared.trace is not NULL:
+        conn_trace_path(c)
     # Who is still there says so, and so takes back what a forwarder of its packets
     # took away (section 9.3.3).
     path_validate(before, now, conn_pto(c))

@@ -19,6 +19,7 @@ from lightning._core.quic.connstate cimport (
     conn_discard, conn_fail, conn_idle_timeout, conn_is_alive, conn_keep_alive,
     conn_may_update, conn_update_sealing
 )
+from lightning._core.quic.conntrace cimport conn_trace_sent
 from lightning._core.quic.frames cimport (
     crypto_frame_fit, frame_begin_crypto, frame_write_ack, frame_write_bare,
     frame_write_close, frame_write_new_connection_id, frame_write_new_token,
@@ -513,6 +514,11 @@ cdef bint seal(Conn* c, Draft* draft, uint8_t ecn, int64_t now) noexcept nogil:
     packet_set_length(&draft.build, &end)
     if draft.space == APPLICATION:
         update_keys(c, draft)
+    if c.shared.trace is not NULL:
+        conn_trace_sent(
+            c, draft.space, pn, header + payload + TAG_SIZE, draft.flags | ecn,
+            draft.payload, payload
+        )
     status = protection_seal(
         &c.sealing[draft.space].header, &c.sealing[draft.space].packet, pn,
         draft.build.start, header, draft.build.pn_size, draft.payload, payload

@@ -24,6 +24,7 @@ from lightning._core.quic.streamtable cimport (
     StreamConfig, StreamMemory, StreamSink, StreamTable
 )
 from lightning._core.quic.tokenstore cimport TokenStore
+from lightning._core.quic.trace cimport Trace
 
 
 cdef enum ConnLimits:
@@ -104,6 +105,7 @@ cdef struct Shared:
     TokenStore given  # a client's, by its servers
     CidMap cids
     CidMap peers  # by the address of the peer: see conn_route
+    Trace* trace  # NULL is off; see `conntrace`
     # Takes the data of all streams in order; its context is the Conn. NULL has it
     # buffered until it is read.
     StreamSink sink

@@ -15,6 +15,10 @@ from lightning._core.quic.cids cimport (
     local_cids_init, local_cids_issue, local_cids_wanted, remote_cids_free,
     remote_cids_init, remote_cids_retire, remote_cids_set_first
 )
+from lightning._core.quic.conntrace cimport (
+    conn_trace_closed, conn_trace_discarded, conn_trace_ended, conn_trace_key,
+    conn_trace_started
+)
 from lightning._core.quic.paths cimport PATHS_MAX, path_init
 from lightning._core.quic.protection cimport (
     keys_free, keys_init, keys_init_initial, packet_key_free, packet_key_next,
@@ -34,6 +38,9 @@ from lightning._core.quic.streamtable cimport (
     streamconfig_init, streammemory_free, streammemory_init, streams_free, streams_init
 )
 from lightning._core.quic.tokenstore cimport tokenstore_free, tokenstore_init
+from lightning._core.quic.trace cimport (
+    TRIGGER_LOCAL, TRIGGER_REMOTE, TRIGGER_TLS, trace_free
+)
 
 
 # --- What is shared -------------------------------------------------------------------
@@ -62,6 +69,8 @@ cdef void shared_free(Shared* s) noexcept nogil:
     cidmap_free(&s.peers)
     streammemory_free(&s.memory)
     tokenstore_free(&s.given)
+    trace_free(s.trace)
+    s.trace = NULL
 
 
 # --- Life -----------------------------------------------------------------------------
@@ -139,6 +148,10 @@ cdef Conn* conn_create(
     local_cids_init(&c.local, &c.source, token)
     c.can_seal[<int> INITIAL] = True
     c.can_open[<int> INITIAL] = True
+    if s.trace is not NULL:
+        conn_trace_started(c)
+        conn_trace_key(c, INITIAL, True, TRIGGER_TLS)
+        conn_trace_key(c, INITIAL, False, TRIGGER_TLS)
     return c
 
 
@@ -184,6 +197,8 @@ cdef void conn_bury(Conn* c) noexcept nogil:
     cdef uint32_t i
     if c.state == CONN_GONE:
         return
+    if c.shared.trace is not NULL:
+        conn_trace_ended(c)
     leave_half_open(c)
     conn_peer_key(&c.paths[c.path].remote, &peer)
     cidmap_remove(&c.shared.peers, &peer, c)
@@ -217,6 +232,8 @@ cdef void note_end(
     c.close_reason_size = <uint32_t> min(size, <size_t> REASON_MAX)
     if c.close_reason_size:
         memcpy(c.close_reason, reason, c.close_reason_size)
+    if c.shared.trace is not NULL:
+        conn_trace_closed(c)
     c.events |= CONN_EVENT_CLOSED
     conn_list(c, CONNS_EVENTS)
     conn_unlist(c, CONNS_TLS)
@@ -274,6 +291,8 @@ cdef int conn_install(
         c.can_seal[space] = True
         if space == HANDSHAKE:
             c.recovery.has_handshake_keys = True
+        if c.shared.trace is not NULL:
+            conn_trace_key(c, space, True, TRIGGER_TLS)
         return OK
     status = keys_init(&c.opening[space], suite, secret, size, False)
     if status != OK:
@@ -282,6 +301,8 @@ cdef int conn_install(
         # Made ahead, so that the time taken does not tell of an update (RFC 9001 6.3).
         status = packet_key_next(&c.next_opening, &c.opening[space].packet)
     c.can_open[space] = status == OK
+    if c.shared.trace is not NULL:
+        conn_trace_key(c, space, False, TRIGGER_TLS)
     return status
 
 
@@ -290,6 +311,8 @@ cdef void conn_discard(Conn* c, int space, int64_t now) noexcept nogil:
     if c.discarded[space]:
         return
     c.discarded[space] = True
+    if c.shared.trace is not NULL:
+        conn_trace_discarded(c, space)
     recovery_discard_space(&c.recovery, space, now)
     free_space(c, space)
 
@@ -341,6 +364,11 @@ cdef int conn_update_sealing(Conn* c) noexcept nogil:
     c.seal_start = recovery_next_pn(&c.recovery, APPLICATION)
     c.seal_acked = False
     c.stats.key_updates += 1
+    if c.shared.trace is not NULL:
+        conn_trace_key(
+            c, APPLICATION, True,
+            TRIGGER_REMOTE if c.seal_phase == c.open_phase else TRIGGER_LOCAL
+        )
     return OK
 
 

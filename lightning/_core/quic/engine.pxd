@@ -13,11 +13,14 @@ cdef class Endpoint:
     cdef object identity
     cdef object random
     cdef object keylog
+    cdef object qlog  # the QlogWriter, None if nothing is traced
+    cdef object draining  # a lock: who writes what was traced
     cdef dict conns  # by number, of those whose end was not told yet
     cdef uint8_t* scratch  # of `receive`, under the mutex
 
     cdef Connection adopt(self, Conn* c)
     cdef int drain_releases(self) except -1
+    cdef int stop_trace(self) except -1
     # Run TLS wherever CRYPTO bytes have come. Called with the GIL, without the mutex.
     cdef int run_tls(self, int64_t now) except -1
     cdef int run_tls_of(self, Conn* c, Connection connection, int64_t now) except -1

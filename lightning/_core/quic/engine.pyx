@@ -7,6 +7,7 @@ engine and never under its mutex.
 
 import hashlib
 import os
+import threading
 
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
@@ -49,8 +50,13 @@ from lightning._core.quic.streamtable cimport (
     EVENT_ACKED, EVENT_OPENABLE, EVENT_OPENED, EVENT_READABLE, EVENT_RESET,
     EVENT_STOPPED, EVENT_WRITABLE, Stream
 )
+from lightning._core.quic.trace cimport (
+    TRACE_CAPACITY, TRACE_PIECE, Trace, trace_free, trace_new, trace_read, trace_records
+)
 
 from lightning._core.quic.events import Event
+from lightning._core.quic.keylog import KeyLog
+from lightning._core.quic.qlog import QlogWriter
 from lightning._core.quic.tls import Tls
 from lightning.errors import ConfigError, ConnectionClosed
 
@@ -111,7 +117,8 @@ cdef class Endpoint:
             keylog: Called with lines of NSS's key log format.
 
         Raises:
-            ConfigError: A server without an identity.
+            ConfigError: A server without an identity; a place for traces or the key
+                log that cannot be written to.
             MemoryError: There is no memory.
         """
         cdef Settings settings
@@ -125,6 +132,11 @@ cdef class Endpoint:
         self.identity = identity
         self.random = random
         self.keylog = keylog
+        if config.keylog_file is not None:
+            self.keylog = KeyLog(config.keylog_file, keylog)
+        if config.qlog_dir is not None:
+            self.qlog = QlogWriter(config.qlog_dir, config, is_client=is_client)
+            self.draining = threading.Lock()
         settings_from(config, is_client, &settings)
         seed = random(32)
         secret = config.secret or random(32)
@@ -140,6 +152,11 @@ cdef class Endpoint:
             period(config.token_lifetime),
         ) != OK:
             raise MemoryError
+        if self.qlog is not None:
+            # Freed with the rest.
+            self.core.shared.trace = trace_new(&self.core.now, TRACE_CAPACITY)
+            if self.core.shared.trace is NULL:
+                raise MemoryError
 
     def __dealloc__(self):
         free(self.scratch)
@@ -290,6 +307,8 @@ cdef class Endpoint:
                 found = endpoint_next_completion(&self.core, &done)
                 endpoint_unlock(&self.core)
             if not found:
+                if self.qlog is not None:
+                    self.drain_trace()
                 return None
             connection = self.conns.get(done.number)
             if done.kind == COMPLETION_CLOSED:
@@ -305,6 +324,43 @@ cdef class Endpoint:
                 return Event(
                     KINDS[done.kind], connection, done.stream_id, done.code
                 )
+
+    def drain_trace(self):
+        """Write what was traced since; at once if nothing is, or another is at it.
+
+        `next_event` does so when there is no event. Whoever asks for none calls this
+        after the other calls.
+        """
+        cdef uint8_t* piece
+        cdef size_t size = 0
+        cdef size_t total = 0
+        cdef uint64_t dropped = 0
+        cdef Trace* trace
+        if self.qlog is None or not self.draining.acquire(blocking=False):
+            return
+        piece = <uint8_t*> malloc(TRACE_PIECE)
+        try:
+            # No more than was there at first, or whoever traces may keep us here.
+            while piece is not NULL and total < <size_t> TRACE_CAPACITY:
+                with nogil:
+                    endpoint_lock(&self.core)
+                    trace = self.core.shared.trace
+                    if trace is not NULL:
+                        size = trace_read(trace, piece, TRACE_PIECE)
+                        if trace.taken == trace.written:
+                            dropped = trace.dropped
+                            trace.dropped = 0
+                    endpoint_unlock(&self.core)
+                if size == 0:
+                    return
+                if not self.qlog.write(trace_records(piece, size), dropped):
+                    self.stop_trace()
+                    return
+                total += size
+                size = dropped = 0
+        finally:
+            free(piece)
+            self.draining.release()
 
     @property
     def connections(self):
@@ -362,6 +418,17 @@ cdef class Endpoint:
                 endpoint_unlock(&self.core)
             for i in range(count):
                 Py_DECREF(<object> owners[i])
+        return 0
+
+    cdef int stop_trace(self) except -1:
+        cdef Trace* trace
+        self.qlog = None
+        with nogil:
+            endpoint_lock(&self.core)
+            trace = self.core.shared.trace
+            self.core.shared.trace = NULL
+            endpoint_unlock(&self.core)
+        trace_free(trace)
         return 0
 
     cdef int run_tls(self, int64_t now) except -1:
