@@ -95,6 +95,7 @@ cdef class Driver:
     def close(self):
         """Stop the thread and close the socket; what is not sent is lost."""
         self.shut()
+        self.endpoint.drain_trace()
         self.links.clear()
         self.accept = self.on_unsent = None
 
@@ -163,6 +164,8 @@ cdef class Driver:
             self.deliver()
         else:
             self.endpoint.drain_releases()
+            if self.endpoint.qlog is not None:
+                self.endpoint.drain_trace()
 
     def deadline(self):
         """Return when to attend next, in seconds of time.monotonic(); None is never."""
@@ -264,6 +267,8 @@ cdef class Driver:
         finally:
             self.delivering = self.is_unsent = False
         self.endpoint.drain_releases()
+        if self.endpoint.qlog is not None:
+            self.endpoint.drain_trace()
 
     cdef int adopt_new(self) except -1:
         """Make links for what peers began, and forget what ended without TLS."""

@@ -89,6 +89,7 @@ _CLOSES: tuple[tuple[str, str | None], ...] = (
     ("remote", "stateless_reset"),
     ("remote", "version_mismatch"),
     ("local", "error"),
+    ("remote", "error"),
 )
 _ERRORS = (
     "no_error",

@@ -4,15 +4,21 @@ import json
 import logging
 import os
 import random
+import socket
 import stat
+from functools import partial
+from typing import get_args, get_type_hints
 
 import pytest
 from aioquic.tls import Epoch
 
+from lightning._core.io import transport
 from lightning._core.quic.config import EngineConfig
 from lightning._core.quic.engine import Endpoint
+from lightning._core.quic.events import ConnectionEnd
 from lightning._core.quic.qlog import QlogWriter
 from lightning.errors import ConfigError
+from tests.support.echo_process import CONFIG, Echo
 from tests.support.quic import (
     CLIENT,
     Attacker,
@@ -22,6 +28,8 @@ from tests.support.quic import (
     server,
     varint,
 )
+from tests.support.raw_peer import frame as raw_frame
+from tests.support.waiting import until_async
 
 SECRET = b"nobody but the peer is to read this " * 40
 ALL = (1 << 62) - 1
@@ -410,6 +418,17 @@ def test_a_stateless_reset_closes(tmp_path):
     assert closed(tmp_path, "client") == end
 
 
+@pytest.mark.parametrize("initiator", range(8))
+def test_every_way_to_end_has_a_name(tmp_path, initiator):
+    """As many as `ConnectionEnd` has."""
+    initiators = get_args(get_type_hints(ConnectionEnd)["initiator"])
+    assert len(initiators) == 8
+    writer = QlogWriter(tmp_path, EngineConfig(), is_client=True)
+    end = (0, 1, "closed", 0, 0, 0, initiator, 0, bytes(8))
+    assert writer.write([started(1, b"a"), sent(1), end])
+    assert closed(tmp_path, "client")["owner"] in ("local", "remote")
+
+
 @pytest.mark.parametrize(
     "reason",
     [
@@ -722,6 +741,34 @@ def test_an_endpoint_that_is_traced_can_be_dropped_at_any_time(tmp_path):
     two.connection.send(two.connection.open_stream(), SECRET)
     two.flush()
     del two
+
+
+async def test_the_driver_writes_what_its_sockets_carry(tmp_path, monkeypatch):
+    """Turn by turn, and the rest when it is closed."""
+    traced_config = partial(EngineConfig, qlog_dir=tmp_path)
+    monkeypatch.setattr(transport, "EngineConfig", traced_config)
+    echo = Echo()
+    await echo.endpoint.open(socket.AF_INET, ("127.0.0.1", 0))
+    endpoint = transport.ClientEndpoint(transport.TransportConfig(**CONFIG))
+    await endpoint.open(socket.AF_INET)
+    address = ("127.0.0.1", echo.endpoint.local_addr.port)
+    connection = await endpoint.connect(address)
+    answers = []
+    connection.exchanges.start(
+        raw_frame(3, SECRET),
+        lambda exchange, kind, data: (exchange.complete(), answers.append(data)),
+        lambda exchange, error: pytest.fail(str(error)),
+    )
+    await until_async(lambda: answers)
+    assert answers == [SECRET]
+    _, events = read_trace(tmp_path)
+    assert len(named(events, "packet_received")) > 4
+    endpoint.close("enough")
+    await until_async(lambda: not echo.connection.is_alive)
+    echo.endpoint.close("")
+    assert closed(tmp_path, "client")["owner"] == "local"
+    assert closed(tmp_path, "server")["reason"] == "enough"
+    assert SECRET[:20].hex() not in "".join(p.read_text() for p in tmp_path.iterdir())
 
 
 # The key log.
