@@ -27,6 +27,8 @@ CASES = {
     "transferloss": "1 MB there and back while 3 % are lost",
     "handshakecorruption": "10 handshakes while a fifth has a wrong bit",
     "transfercorruption": "1 MB there and back while 3 % have a wrong bit",
+    "transferreordering": "1 MB there and back while 5 % come late and 5 % twice",
+    "blackhole": "nothing arrives for a second under way",
     "ecn": "both ends mark their packets and count the other's",
     "close": "each end closes, with a code and a reason that the other is told",
     "amplificationlimit": "at most three times as much is sent to an unproven address",

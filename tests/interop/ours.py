@@ -83,25 +83,17 @@ class Driver:
         ecn: How many datagrams came with each of the four ECN marks.
     """
 
-    def __init__(self, end: Endpoint, host: str = "127.0.0.1", port: int = 0):
+    def __init__(self, end: Endpoint, port: int = 0):
         self.end = end
         self.connections: list[Connection] = []
         self.ecn = [0, 0, 0, 0]
-        self._open(host, port)
-
-    def _open(self, host: str, port: int) -> None:
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
         self.socket.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
         self.socket.setblocking(False)
-        self.socket.bind((host, port))
+        self.socket.bind(("127.0.0.1", port))
         self.address: Address = self.socket.getsockname()
         self._mark = -1
-
-    def rebind(self, host: str = "127.0.0.1") -> None:
-        """Go on from another socket, and hear no more of what comes to the old one."""
-        self.socket.close()
-        self._open(host, 0)
 
     def step(self, pause: float = 0.01) -> None:
         """Send, wait for a datagram or a timer, but not long, and handle it."""
@@ -143,7 +135,9 @@ class Driver:
                 return
             except ConnectionRefusedError:
                 continue
-            tos = next((value[0] for _, kind, value in ancillary if kind == 1), 0)
+            tos = next(
+                (value[0] for _, kind, value in ancillary if kind == socket.IP_TOS), 0
+            )
             self.ecn[tos & 3] += 1
             self.end.receive(data, source, time.monotonic(), tos & 3)
 
@@ -234,7 +228,6 @@ class Server(Driver):
     def __init__(
         self,
         *,
-        host: str = "127.0.0.1",
         port: int = 0,
         identity: Identity = IDENTITY,
         **settings: Any,
@@ -243,7 +236,7 @@ class Server(Driver):
         end = Endpoint(EngineConfig(**settings), is_client=False, identity=identity)
         # What could not be appended yet, for each stream, and whether it ends there.
         self.pending: dict[tuple[int, int], tuple[bytes, bool]] = {}
-        super().__init__(end, host, port)
+        super().__init__(end, port)
 
     def on_event(self, event: Any) -> None:
         if event.kind in ("readable", "writable"):

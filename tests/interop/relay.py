@@ -1,4 +1,4 @@
-"""A UDP relay in a thread: loss and corruption from a seed, and other addresses."""
+"""A UDP relay in a thread: faults from a seed, and other addresses."""
 
 import random
 import selectors
@@ -47,14 +47,15 @@ class Relay:
         seed: Of everything that is done to datagrams.
         loss: The part of the datagrams of each direction that is lost.
         corruption: The part in which one bit is turned over, but not of a version.
+        reordering: The part that is passed after the next datagram of its direction.
+        duplication: The part that is passed twice.
         meddle: Called in the relay's thread with whether a datagram goes to the server,
             how many went there before it, and its bytes; what it returns is passed on.
 
     Attributes:
         address: Where clients send to.
         passed: The datagrams that were passed on.
-        lost: How many were not.
-        corrupted: How many were changed.
+        spoilt: How many were lost, changed, late or doubled.
     """
 
     def __init__(
@@ -64,17 +65,21 @@ class Relay:
         seed: int = 1,
         loss: float = 0.0,
         corruption: float = 0.0,
+        reordering: float = 0.0,
+        duplication: float = 0.0,
         meddle: Meddle | None = None,
     ):
         self._server = server
         self._random = random.Random(seed)
         self._loss = loss
         self._corruption = corruption
+        self._reordering = reordering
+        self._duplication = duplication
         self.meddle = meddle
         self.passed: list[Passed] = []
-        self.lost = 0
-        self.corrupted = 0
+        self.spoilt = 0
         self._count = [0, 0]
+        self._late: list[list[bytes]] = [[], []]
         self._host = "127.0.0.1"
         self._lock = threading.Lock()
         self._far: dict[Address, socket.socket] = {}
@@ -138,18 +143,16 @@ class Relay:
                 return
             except ConnectionRefusedError:
                 continue
-            data = self._spoil(client is None, data)
-            if data is None:
-                self.lost += 1
-                continue
-            self.passed.append(Passed(client is None, len(data), kinds_of(data)))
+            to_server = client is None
             out, to = self._near, client
-            if client is None:
+            if to_server:
                 out, to = self._far_of(address), self._server
-            try:
-                out.sendto(data, to)
-            except (BlockingIOError, ConnectionRefusedError):
-                pass
+            for each in self._spoil(to_server, data):
+                self.passed.append(Passed(to_server, len(each), kinds_of(each)))
+                try:
+                    out.sendto(each, to)
+                except (BlockingIOError, ConnectionRefusedError):
+                    pass
 
     def _far_of(self, client: Address) -> socket.socket:
         if client not in self._far:
@@ -157,12 +160,15 @@ class Relay:
             self._selector.register(self._far[client], selectors.EVENT_READ, client)
         return self._far[client]
 
-    def _spoil(self, to_server: bool, data: bytes) -> bytes | None:
+    def _spoil(self, to_server: bool, data: bytes) -> list[bytes]:
+        """Return what is to be passed on now."""
         number = self._count[to_server]
         self._count[to_server] += 1
-        if self._random.random() < self._loss:
-            return None
-        if self._random.random() < self._corruption:
+        kept = self._late[to_server]
+        self._late[to_server] = []
+        if self._chance(self._loss):
+            return kept
+        if self._chance(self._corruption):
             # Nothing protects a version: two wrong bits in the right places would
             # say that there is no common one (RFC 9000 section 21.12).
             first = 5 * 8 if data[0] & 0x80 else 0
@@ -170,5 +176,18 @@ class Relay:
             changed = bytearray(data)
             changed[bit // 8] ^= 1 << bit % 8
             data = bytes(changed)
-            self.corrupted += 1
-        return self.meddle(to_server, number, data) if self.meddle else data
+        if self.meddle is not None:
+            meddled = self.meddle(to_server, number, data)
+            if meddled is None:
+                return kept
+            data = meddled
+        if self._chance(self._reordering):
+            self._late[to_server].append(data)
+            return kept
+        copies = 2 if self._chance(self._duplication) else 1
+        return [data] * copies + kept
+
+    def _chance(self, part: float) -> bool:
+        hit = self._random.random() < part
+        self.spoilt += hit
+        return hit
