@@ -15,8 +15,10 @@ The stacks: "peer" is the wheel; "engine" two endpoints of ours on plain sockets
 moved along from Python; "faces" what a user of ours has, `Lightning` and
 `LightningServer`.
 
-    python bench/relay.py [--stacks peer,engine,faces] [--size BYTES] [--seeds N]
-        [--loss P] [--rtt SECONDS]
+The peer gives up a request that takes longer than 10 s to send: keep "up" small.
+
+    python bench/relay.py [--stacks peer,engine,faces] [--directions down,up]
+        [--size BYTES] [--seeds N] [--loss P] [--rtt SECONDS]
 """
 
 import argparse
@@ -56,7 +58,7 @@ from tests.support.identities import (
 # What has the peer's Python interface.
 MODULES = {"peer": btlightning, "faces": lightning}
 STACKS = ["peer", "engine", "faces"]
-DIRECTIONS = ("down", "up")
+DIRECTIONS = ["down", "up"]
 PATIENCE = 200.0
 
 
@@ -250,6 +252,9 @@ def summary(rates: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stacks", type=lambda text: text.split(","), default=STACKS)
+    parser.add_argument(
+        "--directions", type=lambda text: text.split(","), default=DIRECTIONS
+    )
     parser.add_argument("--size", type=int, default=2_000_000)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--loss", type=float, default=0.01)
@@ -261,7 +266,7 @@ def main() -> None:
         f"{options.size} bytes, {options.rtt * 1000:g} ms round trip, "
         f"{options.loss:.1%} loss; Mbit/s, mean and standard error of {options.seeds}"
     )
-    for direction in DIRECTIONS:
+    for direction in options.directions:
         found: dict[str, list[float]] = {stack: [] for stack in options.stacks}
         for start in range(0, options.seeds, options.parallel):
             seeds = list(range(start, min(start + options.parallel, options.seeds)))
