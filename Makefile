@@ -20,6 +20,7 @@ bench-micro: build ## what an operation costs: instructions, times, memory
 	$(PY) -m pip install -q --disable-pip-version-check --group bench
 	$(PY) bench/micro/counts.py
 	$(PY) -m pytest -q --timeout 600 bench/micro
+	$(PY) bench/micro/memory.py
 
 interop: build ## the tests with other QUIC stacks; they fail where the peer's wheel is missing
 	! command -v go >/dev/null || tools/quicgo.sh
