@@ -120,7 +120,8 @@ cdef bint retry_tag_is_valid(
 ) noexcept nogil
 
 # Derive a stateless reset token: the first 16 bytes of HMAC-SHA256 (RFC 9000 section
-# 10.3.2). The key is the endpoint's secret; it should survive a restart.
+# 10.3.2). The key is the endpoint's secret, of up to 64 bytes; it should survive a
+# restart.
 cdef int reset_token_derive(
     const uint8_t* key, size_t key_size, const Cid* cid, uint8_t* token
 ) noexcept nogil

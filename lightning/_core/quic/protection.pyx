@@ -33,6 +33,8 @@ cdef extern from "openssl/evp.h" nogil:
         pass
     ctypedef struct EVP_MD:
         pass
+    ctypedef struct EVP_MD_CTX:
+        pass
     ctypedef struct ENGINE:
         pass
     enum:
@@ -64,13 +66,12 @@ cdef extern from "openssl/evp.h" nogil:
     const EVP_CIPHER* EVP_chacha20()
     const EVP_MD* EVP_sha256()
     const EVP_MD* EVP_sha384()
-
-
-cdef extern from "openssl/hmac.h" nogil:
-    uint8_t* HMAC(
-        const EVP_MD*, const void* key, int key_size, const uint8_t* data, size_t size,
-        uint8_t* out, unsigned int* out_size
-    )
+    EVP_MD_CTX* EVP_MD_CTX_new()
+    void EVP_MD_CTX_free(EVP_MD_CTX*)
+    int EVP_MD_CTX_copy_ex(EVP_MD_CTX*, const EVP_MD_CTX*)
+    int EVP_DigestInit_ex(EVP_MD_CTX*, const EVP_MD*, ENGINE*)
+    int EVP_DigestUpdate(EVP_MD_CTX*, const void*, size_t)
+    int EVP_DigestFinal_ex(EVP_MD_CTX*, uint8_t* out, unsigned int* out_size)
 
 
 cdef extern from "openssl/crypto.h" nogil:
@@ -80,7 +81,8 @@ cdef extern from "openssl/crypto.h" nogil:
 
 cdef enum:
     LABEL_MAX = 32  # of the labels that QUIC uses, with room to spare
-    HASH_MAX = 64  # what HMAC may write
+    HASH_MAX = 64  # what a digest may write
+    BLOCK_MAX = 128  # of SHA-384
 
 
 # RFC 9001 sections 5.2 and 5.8: public constants of version 1.
@@ -91,6 +93,58 @@ cdef const uint8_t* RETRY_KEY = (
     b"\xbe\x0c\x69\x0b\x9f\x66\x57\x5a\x1d\x76\x6b\x54\xe3\x68\xc8\x4e"
 )
 cdef const uint8_t* RETRY_NONCE = b"\x46\x15\x99\xd3\x5d\x63\x2b\xf2\x23\x98\x25\xbb"
+
+
+# --- HMAC (RFC 2104) ------------------------------------------------------------------
+#
+# libcrypto's own looks its parts up by name at each call, which costs as much as the
+# hashing. A copy of a hash that has begun does not.
+
+cdef EVP_MD_CTX* SHA256 = begin_hash(EVP_sha256())
+cdef EVP_MD_CTX* SHA384 = begin_hash(EVP_sha384())
+
+
+cdef EVP_MD_CTX* begin_hash(const EVP_MD* md) except NULL:
+    cdef EVP_MD_CTX* ctx = EVP_MD_CTX_new()
+    if ctx is NULL or not EVP_DigestInit_ex(ctx, md, NULL):
+        raise MemoryError("libcrypto cannot hash")
+    return ctx
+
+
+cdef bint hmac(
+    const EVP_MD_CTX* fresh, const uint8_t* key, size_t length,
+    const uint8_t* data, size_t size, uint8_t* out
+) noexcept nogil:
+    """Write the HMAC of some data, up to HASH_MAX bytes; False if it cannot be made."""
+    cdef uint8_t pad[BLOCK_MAX]
+    cdef size_t block = 64 if fresh is SHA256 else BLOCK_MAX
+    cdef unsigned int written = 0
+    cdef EVP_MD_CTX* ctx
+    cdef size_t i
+    cdef bint done
+    if length > block:
+        return False
+    ctx = EVP_MD_CTX_new()
+    if ctx is NULL:
+        return False
+    memset(pad, 0x36, block)
+    for i in range(length):
+        pad[i] ^= key[i]
+    done = (
+        EVP_MD_CTX_copy_ex(ctx, fresh) and EVP_DigestUpdate(ctx, pad, block)
+        and EVP_DigestUpdate(ctx, data, size)
+        and EVP_DigestFinal_ex(ctx, out, &written)
+    )
+    for i in range(block):
+        pad[i] ^= 0x36 ^ 0x5C
+    done = (
+        done and EVP_MD_CTX_copy_ex(ctx, fresh) and EVP_DigestUpdate(ctx, pad, block)
+        and EVP_DigestUpdate(ctx, out, written)
+        and EVP_DigestFinal_ex(ctx, out, &written)
+    )
+    EVP_MD_CTX_free(ctx)
+    OPENSSL_cleanse(pad, block)
+    return done
 
 
 # --- Key derivation -------------------------------------------------------------------
@@ -116,8 +170,7 @@ cdef int expand_label(
     cdef uint8_t block[HASH_MAX]
     cdef size_t label_size = strlen(label)
     cdef size_t secret_size = hash_size(suite)
-    cdef const EVP_MD* md = EVP_sha384() if suite == SUITE_AES_256_GCM else EVP_sha256()
-    cdef unsigned int written = 0
+    cdef const EVP_MD_CTX* fresh = SHA384 if suite == SUITE_AES_256_GCM else SHA256
     if label_size > LABEL_MAX or size > secret_size:
         return PROTECTION_UNAVAILABLE
     info[0] = 0
@@ -127,9 +180,7 @@ cdef int expand_label(
     memcpy(&info[9], label, label_size)
     info[9 + label_size] = 0
     info[10 + label_size] = 1
-    if HMAC(
-        md, secret, <int> secret_size, info, 11 + label_size, block, &written
-    ) is NULL:
+    if not hmac(fresh, secret, secret_size, info, 11 + label_size, block):
         return PROTECTION_UNAVAILABLE
     memcpy(out, block, size)
     OPENSSL_cleanse(block, HASH_MAX)
@@ -141,9 +192,8 @@ cdef int initial_secrets(
 ) noexcept nogil:
     """Derive both 32-byte secrets of the Initial level (RFC 9001 section 5.2)."""
     cdef uint8_t secret[HASH_MAX]
-    cdef unsigned int written = 0
     # HKDF-Extract is an HMAC keyed with the salt.
-    if HMAC(EVP_sha256(), INITIAL_SALT, 20, cid, size, secret, &written) is NULL:
+    if not hmac(SHA256, INITIAL_SALT, 20, cid, size, secret):
         return PROTECTION_UNAVAILABLE
     if (
         expand_label(SUITE_AES_128_GCM, secret, b"client in", client, 32)
@@ -442,10 +492,7 @@ cdef int reset_token_derive(
     const uint8_t* key, size_t key_size, const Cid* cid, uint8_t* token
 ) noexcept nogil:
     cdef uint8_t digest[HASH_MAX]
-    cdef unsigned int written = 0
-    if HMAC(
-        EVP_sha256(), key, <int> key_size, cid.bytes, cid.size, digest, &written
-    ) is NULL:
+    if not hmac(SHA256, key, key_size, cid.bytes, cid.size, digest):
         return PROTECTION_UNAVAILABLE
     memcpy(token, digest, RESET_TOKEN_SIZE)
     return OK
