@@ -4,13 +4,13 @@ from libc.stddef cimport size_t
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 
 from lightning._core.quic.buffer cimport (
-    E_TRANSPORT_PARAMETER, OK, SPACE_COUNT
+    APPLICATION, E_TRANSPORT_PARAMETER, OK, SPACE_COUNT
 )
 from lightning._core.quic.cids cimport local_cids_set_limit, remote_cids_set_token
 from lightning._core.quic.connrecv cimport conn_settle
 from lightning._core.quic.connstate cimport (
     CLOSED_HANDSHAKE_TIMEOUT, CLOSED_IDLE, CLOSED_NO_PATH, CONN_GONE, CONN_OPEN,
-    CONNS_SEND, conn_bury, conn_close_local, conn_fail, conn_forget_path,
+    CONNS_SEND, TRIM_AFTER, conn_bury, conn_close_local, conn_fail, conn_forget_path,
     conn_is_alive, conn_keep_alive, conn_list, conn_lose, conn_route
 )
 from lightning._core.quic.conntrace cimport conn_trace_parameters, conn_trace_path
@@ -18,8 +18,10 @@ from lightning._core.quic.mtu cimport mtu_enable
 from lightning._core.quic.packet cimport cid_is
 from lightning._core.quic.paths cimport PATHS_MAX, path_on_timeout
 from lightning._core.quic.recovery cimport (
-    TIMER_NONE, recovery_next_timeout, recovery_on_path_change, recovery_on_timeout
+    TIMER_NONE, Recovery, recovery_next_timeout, recovery_on_path_change,
+    recovery_on_timeout
 )
+from lightning._core.quic.sent cimport sent_trim
 from lightning._core.quic.streams cimport (
     streams_open, streams_refer, streams_release, streams_reset, streams_resume,
     streams_send, streams_set_peer_limits, streams_stop
@@ -177,6 +179,7 @@ cdef int64_t connection_deadline(const Conn* c) noexcept nogil:
     due = min(recovery_next_timeout(&c.recovery), c.idle_at)
     due = min(due, c.handshake_at)
     due = min(due, c.pacing_at)
+    due = min(due, c.trim_at)
     if c.state == CONN_OPEN:
         due = min(due, c.keep_alive_at)
     # What is to be sent already waits for room and not for time.
@@ -214,8 +217,23 @@ cdef void connection_on_timeout(Conn* c, int64_t now) noexcept nogil:
     if recovery_on_timeout(&c.recovery, now) != TIMER_NONE:
         conn_settle(c, now)
     if conn_is_alive(c):
+        if c.trim_at <= now:
+            trim(c, now)
         c.pacing_at = INT64_MAX
         conn_list(c, CONNS_SEND)
+
+
+cdef void trim(Conn* c, int64_t now) noexcept nogil:
+    """Give back the memory of a transfer that is over; a live one is asked again."""
+    cdef Recovery* r = &c.recovery
+    if (
+        r.cc.bytes_in_flight or not c.confirmed or r.pending is not NULL
+        or r.acked is not NULL or r.lost is not NULL
+    ):
+        c.trim_at = now + TRIM_AFTER
+        return
+    c.trim_at = INT64_MAX
+    sent_trim(&r.spaces[<int> APPLICATION].sent, &r.records)
 
 
 cdef void on_path_failed(Conn* c, uint32_t path, int64_t now) noexcept nogil:

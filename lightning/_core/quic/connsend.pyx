@@ -15,7 +15,7 @@ from lightning._core.quic.cids cimport (
     remote_cids_to_send
 )
 from lightning._core.quic.connstate cimport (
-    CONN_CLOSING, CONN_OPEN, KEY_MARGIN, SENT_OF_STREAMS, RecvSpace,
+    CONN_CLOSING, CONN_OPEN, KEY_MARGIN, SENT_OF_STREAMS, TRIM_AFTER, RecvSpace,
     conn_discard, conn_fail, conn_idle_timeout, conn_is_alive, conn_keep_alive,
     conn_may_update, conn_update_sealing
 )
@@ -47,8 +47,8 @@ from lightning._core.quic.sendbuf cimport (
 )
 from lightning._core.quic.sent cimport (
     PACKET_ACK_ELICITING, PACKET_ECT0, PACKET_IN_FLIGHT, PACKET_MTU_PROBE, SENT_ACK,
-    SENT_CRYPTO, SENT_HANDSHAKE_DONE, SENT_NEW_CONNECTION_ID, SENT_NEW_TOKEN,
-    SENT_RETIRE_CONNECTION_ID, SentFrame
+    SENT_CRYPTO, SENT_HANDSHAKE_DONE, SENT_IDLE_CAPACITY, SENT_NEW_CONNECTION_ID,
+    SENT_NEW_TOKEN, SENT_RETIRE_CONNECTION_ID, SentFrame
 )
 from lightning._core.quic.streamsend cimport (
     STREAMS_MIN_ROOM, StreamFrame, streams_has_frames, streams_write_frames
@@ -489,6 +489,11 @@ cdef void note_sent(
     c.stats.bytes_sent += size
     if not p.validated:
         p.sent += size
+    if (
+        c.trim_at == INT64_MAX
+        and c.recovery.spaces[<int> APPLICATION].sent.capacity > SENT_IDLE_CAPACITY
+    ):
+        c.trim_at = now + TRIM_AFTER
     if not eliciting:
         return
     # RFC 9000 10.1: only the first one since something was received.

@@ -37,6 +37,8 @@ cdef enum ConnLimits:
     # Packets with a deliberately skipped number among them (RFC 9000 21.4).
     SKIP_MIN = 64
     SKIP_SPREAD = 1024
+    # Microseconds after which a connection that sent much gives memory back.
+    TRIM_AFTER = 1000000
     # Packets before a key's limit at which the keys are updated.
     KEY_MARGIN = 1024
 
@@ -228,6 +230,7 @@ cdef struct Conn:
     int64_t handshake_at
     int64_t keep_alive_at
     int64_t pacing_at
+    int64_t trim_at  # when to give memory back if nothing is in flight
     int64_t close_at
     bint sent_since_received  # an ack-eliciting packet (RFC 9000 10.1)
     # How it ended.

@@ -119,6 +119,7 @@ cdef Conn* conn_create(
     c.peer_ack_exponent = 3  # RFC 9000 18.2
     c.open_start = <uint64_t> -1
     c.pacing_at = INT64_MAX
+    c.trim_at = INT64_MAX
     c.close_at = INT64_MAX
     c.deadline = INT64_MAX
     c.keep_alive_at = INT64_MAX

@@ -87,11 +87,16 @@ cdef struct SentStore:
 cdef enum SentLimits:
     SENT_FIRST_CAPACITY = 16  # most handshakes need no more in a space
     SENT_KEPT_CAPACITY = 4096  # 160 KiB; a larger ring is given back once empty
+    # A larger ring is worth a timer that gives it back: see sent_trim.
+    SENT_IDLE_CAPACITY = 64
 
 
 # Slow paths: OK or OUT_OF_MEMORY.
 cdef int records_grow(RecordPool* pool) noexcept nogil
 cdef int sent_reserve(SentStore* s, uint64_t pn) noexcept nogil
+# Give back what the packets tracked now do not need, and move their records. Without
+# memory for that, or if other records are in use, everything stays.
+cdef void sent_trim(SentStore* s, RecordPool* pool) noexcept nogil
 
 # Idempotent. Records are not touched by sent_free: they are the pool's.
 cdef void records_free(RecordPool* pool) noexcept nogil

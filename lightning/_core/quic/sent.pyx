@@ -3,6 +3,7 @@
 cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
+from libc.string cimport memset
 
 from lightning._core.quic.buffer cimport OK, OUT_OF_MEMORY
 
@@ -36,15 +37,18 @@ cdef void records_free(RecordPool* pool) noexcept nogil:
 
 cdef int sent_reserve(SentStore* s, uint64_t pn) noexcept nogil:
     """Make room in the ring for ``pn``, or give back a ring that became too large."""
+    if s.tracked == 0 and 0 < s.capacity <= SENT_KEPT_CAPACITY:
+        return OK
+    return sent_resize(s, pn)
+
+
+cdef int sent_resize(SentStore* s, uint64_t pn) noexcept nogil:
+    """Take the smallest ring that has room for ``pn``."""
     cdef SentPacket* ring
     cdef SentPacket* p = sent_oldest(s)
     cdef uint32_t capacity = SENT_FIRST_CAPACITY
-    if p is NULL:
-        if 0 < s.capacity <= SENT_KEPT_CAPACITY:
-            return OK
-    else:
-        while pn - p.pn >= capacity:
-            capacity *= 2
+    while p is not NULL and pn - p.pn >= capacity:
+        capacity *= 2
     # The span of numbers is bounded by the caller, and so is the product.
     ring = <SentPacket*> malloc(capacity * sizeof(SentPacket))
     if ring is NULL:
@@ -56,6 +60,47 @@ cdef int sent_reserve(SentStore* s, uint64_t pn) noexcept nogil:
     s.ring = ring
     s.capacity = capacity
     return OK
+
+
+cdef void sent_trim(SentStore* s, RecordPool* pool) noexcept nogil:
+    cdef RecordPool smaller
+    cdef SentPacket* p = sent_oldest(s)
+    cdef SentFrame* frames
+    cdef SentFrame* frame
+    cdef SentFrame* copy
+    cdef uint64_t count = 0
+    cdef uint64_t room = 0
+    while p is not NULL:
+        frame = p.frames
+        while frame is not NULL:
+            count += 1
+            frame = frame.next if frame.next != p.frames else NULL
+        p = sent_newer(s, p)
+    if count != pool.in_use:
+        return
+    memset(&smaller, 0, sizeof(RecordPool))
+    while room < count:
+        if records_grow(&smaller) != OK:
+            records_free(&smaller)
+            return
+        room += SLAB_FRAMES
+    p = sent_oldest(s)
+    while p is not NULL:
+        frames = NULL
+        frame = record_pop(&p.frames)
+        while frame is not NULL:
+            copy = record_take(&smaller, frame.kind)
+            copy[0] = frame[0]  # record_append sets its link
+            record_append(&frames, copy)
+            frame = record_pop(&p.frames)
+        p.frames = frames
+        p = sent_newer(s, p)
+    records_free(pool)
+    pool[0] = smaller
+    if s.tracked == 0:
+        sent_free(s)
+    else:
+        sent_resize(s, sent_at(s, s.newest).pn)
 
 
 cdef void sent_free(SentStore* s) noexcept nogil:
@@ -96,6 +141,20 @@ cdef class PacketStore:
         frame.id = pn
         p.frames = NULL
         record_append(&p.frames, frame)
+
+    def trim(self):
+        """Give back what the tracked packets do not need; none is settled just now."""
+        sent_trim(&self.s, &self.pool)
+
+    @property
+    def slabs(self):
+        """How many slabs of records there are."""
+        cdef FrameSlab* slab = self.pool.slabs
+        count = 0
+        while slab is not NULL:
+            count += 1
+            slab = slab.next
+        return count
 
     def remove(self, uint64_t pn):
         """Stop tracking a packet, and move its record to the settled ones.

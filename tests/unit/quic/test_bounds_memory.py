@@ -3,7 +3,7 @@
 import pytest
 from aioquic.tls import Epoch
 
-from tests.support.bounds import Memory, last_number
+from tests.support.bounds import Memory, last_number, malloc_bytes
 from tests.support.quic import (
     FLOW_CONTROL,
     STREAM_LIMIT,
@@ -282,3 +282,25 @@ def test_a_late_acknowledgement_is_taken():
     attacker.send(frame(0x02, last(), 0, 0, last()))
     assert attacker.verdict is None
     assert attacker.victim.stats()["bytes_in_flight"] == 0
+
+
+# Idle.
+
+
+@pytest.mark.skipif(malloc_bytes() is None, reason="malloc does not count here")
+def test_a_connection_that_sent_much_gives_the_memory_back():
+    """A second after a transfer, room for all its packets is not kept."""
+    two = Two().connect()
+    with Memory() as memory:
+        stream = two.connection.open_stream()
+        assert two.connection.send(stream, bytes(2_000_000), fin=True)
+        received = 0
+        while received < 2_000_000:
+            assert two.step()
+            received += len(two.peer.read(stream))
+        two.run(0.1)
+        two.log.clear()
+        busy = memory.measure()
+        two.run(5)
+        two.log.clear()
+        assert memory.measure() < busy - 20_000

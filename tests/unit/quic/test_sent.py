@@ -114,3 +114,40 @@ def test_equals_a_dict(seed):
     assert list(store) == list(model)
     assert store.ack_eliciting == sum(model.values())
     assert store.records == len(model) + len(settled)
+
+
+@pytest.mark.parametrize("left", [[], [999], [3, 400, 401], list(range(900, 1000))])
+def test_trimming_keeps_what_is_tracked(left):
+    """Memory shrinks to what is left; packets, records and their order stay."""
+    store = PacketStore()
+    for pn in range(1000):
+        store.append(pn, ack_eliciting=pn % 2 == 0)
+    for pn in range(1000):
+        if pn not in left:
+            store.remove(pn)
+    assert len(store.drain()) == 1000 - len(left)
+    store.trim()
+    span = left[-1] - left[0] + 1 if left else 0
+    assert store.capacity < max(2 * span, 17)
+    assert store.slabs == -(-len(left) // 63)
+    assert list(store) == left
+    assert store.records == len(left)
+    assert store.ack_eliciting == sum(pn % 2 == 0 for pn in left)
+    store.append(1000)
+    for pn in [*left, 1000]:
+        store.remove(pn)
+    assert store.drain() == [*left, 1000]
+    assert store.records == 0
+
+
+def test_trimming_waits_for_records_that_are_elsewhere():
+    """What was settled and not looked at yet is not the store's to move."""
+    store = PacketStore()
+    for pn in range(200):
+        store.append(pn)
+    for pn in range(200):
+        store.remove(pn)
+    slabs, capacity = store.slabs, store.capacity
+    store.trim()
+    assert (store.slabs, store.capacity) == (slabs, capacity)
+    assert store.drain() == list(range(200))
