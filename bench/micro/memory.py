@@ -9,7 +9,6 @@ endpoint is dropped. Needs glibc.
 """
 
 import argparse
-import ctypes
 import gc
 import os
 import subprocess
@@ -20,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from bench.micro.cases import MIB, Ends
 from lightning._core.quic.bench import run_exchanges, struct_sizes
+from tests.support.bounds import malloc_bytes
 
 LIMIT = 40 * 1024
 # What each connection has done before it is idle: exchanges, and bytes of each.
@@ -30,23 +30,13 @@ STATES = {
 }
 
 
-class _Mallinfo(ctypes.Structure):
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in (
-            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks",
-            "uordblks", "fordblks", "keepcost",
-        )
-    ]  # fmt: skip
-
-
 def in_use() -> int:
     """Return the bytes that malloc has given out."""
-    libc = ctypes.CDLL(None)
-    libc.mallinfo2.restype = _Mallinfo
     gc.collect()
-    info = libc.mallinfo2()
-    return info.uordblks + info.hblkhd
+    count = malloc_bytes()
+    if count is None:
+        raise SystemExit("malloc does not count what it gives out: this needs glibc")
+    return count
 
 
 def resident() -> int:
