@@ -356,8 +356,8 @@ CASES: dict[str, tuple[Callable[[], Case], int]] = {
     "handshake with login": (lambda: handshake(True), 20),
     "of it TLS": (tls, 20),
     "of it the login": (login_alone, 20),
-    "timers, 1000 idle": (lambda: idle(1000), 200),
-    "keep-alive": (lambda: keep_alive(100), 1000),
+    "timers, 100 idle": (lambda: idle(100), 200),
+    "keep-alive": (lambda: keep_alive(20), 400),
     "encode a request": (encode, 200),
     "decode a request": (decode, 200),
 }

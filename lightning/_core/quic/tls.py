@@ -84,6 +84,14 @@ class TlsOutput:
     error: TlsError | None = None
 
 
+class _Buffers(dict[Epoch, Buffer]):
+    """What is to be sent, by epoch; each made when it is asked for."""
+
+    def __missing__(self, epoch: Epoch) -> Buffer:
+        buffer = self[epoch] = Buffer(capacity=MAX_FLIGHT)
+        return buffer
+
+
 class Tls:
     """The handshake of one connection.
 
@@ -130,7 +138,7 @@ class Tls:
             context.certificate_private_key = identity.key
         context.alpn_cb = self._on_extensions
         context.update_traffic_key_cb = self._on_secret
-        self._buffers: dict[Epoch, Buffer] = {}
+        self._buffers = _Buffers()
         self._pending = b""
         self._pending_level = INITIAL
         self._output = TlsOutput()
@@ -203,9 +211,6 @@ class Tls:
                 context = None
 
     def _handle(self, context: tls.Context, message: bytes) -> None:
-        # Only for as long as they are filled: half-open connections are many.
-        if not self._buffers:
-            self._buffers = {epoch: Buffer(capacity=MAX_FLIGHT) for epoch in Epoch}
         context.handle_message(message, self._buffers)
 
     def _after(self, kind: int) -> None:
@@ -254,5 +259,6 @@ class Tls:
             buffer = self._buffers.get(epoch)
             if buffer is not None and buffer.tell():
                 output.data.append((level, buffer.data))
-        self._buffers = {}
+        # Only for as long as they are filled: half-open connections are many.
+        self._buffers.clear()
         return output
