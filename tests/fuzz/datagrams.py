@@ -28,9 +28,6 @@ class Fresh(Watched):
         token: That of the last Retry, and `retry_cid` what it said to use.
     """
 
-    suite = 0x1301
-    parameters = None
-
     def __init__(self, is_client, **settings):
         super().__init__(endpoint(is_client, IDENTITY, **settings))
         self.original = CIDS[0]
@@ -42,10 +39,6 @@ class Fresh(Watched):
             (datagram, _), *_ = self.end.datagrams_to_send(self.now)
             header = packet.parse(datagram, 8)[1]
             self.original, self.scid = header["dcid"], header["scid"]
-
-    def secret(self, level, sealing):
-        """Tell the script something."""
-        return bytes([16 * level + sealing]) * 32
 
     def read(self, datagram):
         """Note a Retry."""

@@ -2,13 +2,14 @@
 
 Whatever comes ends with OK or a transport error, and nothing is read past the end. Every
 frame that was read is written as bytes that are read as the same frame; writing into too
-little room is refused, or cuts the reason of a close.
+little room is refused, or cuts what may be cut.
 """
 
 from lightning._core.quic import frames, packet
 from tests.fuzz.cutter import Cutter
 
 OK = 0
+ACK_RANGES_MAX = 64
 FRAME_ENCODING, PROTOCOL_VIOLATION = 0x07, 0x0A
 
 
@@ -25,13 +26,16 @@ def check(data):
     packet.parse(payload, 8)
     for frame in found:
         status, written = frames.write(frame, room=2 * len(payload) + 64)
-        assert status == OK, (status, frame)
+        assert status == OK
         again = frames.parse(written, packet_type, by_client)
-        assert again[:2] == (OK, [frame]), (again, frame)
+        if "ranges" in frame:
+            # As many as an ACK of ours has, the latest.
+            frame["ranges"] = frame["ranges"][:ACK_RANGES_MAX]
+        assert again[:2] == (OK, [frame])
         status, short = frames.write(frame, room=min(room, len(written) - 1))
         assert len(short) < len(written)
-        # A reason is cut to what fits.
-        assert status != OK or frame.get("reason")
+        # Reasons and ranges are cut to what fits.
+        assert status != OK or frame.get("reason") or "ranges" in frame
 
 
 def every_frame():

@@ -23,6 +23,8 @@ CODES = {*range(0x01, 0x11), *range(0x100, 0x200)}
 # Datagrams that one call may give: as many as the largest window has, and some.
 DATAGRAMS_MAX = 20_000
 TURNS_MAX = 3000
+LOCAL_CIDS_MAX = 16
+OK, UNKNOWN_VERSION, TOO_SHORT = 0, -6, -7  # of packets; a reset may be short
 MAX_PIECE = 100_000  # that the input has an application append
 
 
@@ -35,6 +37,9 @@ class Script:
         self.suite = peer.suite
         self._peer = peer
         self._is_client = is_client
+        # A connection that a repeated Initial makes has other secrets.
+        peer.scripts += 1
+        self._number = peer.scripts
         self._seen = set()
 
     def start(self):
@@ -54,7 +59,7 @@ class Script:
         self._seen.add(level)
         if level == INITIAL:
             out.secrets = [
-                (HANDSHAKE, sealing, self.suite, peer.secret(HANDSHAKE, sealing))
+                (HANDSHAKE, sealing, self.suite, self._secret(HANDSHAKE, sealing))
                 for sealing in (True, False)
             ]
         if level == (HANDSHAKE if self._is_client else INITIAL):
@@ -62,7 +67,7 @@ class Script:
         if self._is_client and level == HANDSHAKE:
             out.data = [(HANDSHAKE, b"F" * 52)]
             out.secrets = [
-                (APPLICATION, sealing, self.suite, peer.secret(APPLICATION, sealing))
+                (APPLICATION, sealing, self.suite, self._secret(APPLICATION, sealing))
                 for sealing in (True, False)
             ]
         elif not self._is_client:
@@ -72,10 +77,13 @@ class Script:
             else:
                 sealing, out.data = False, []
             out.secrets.append(
-                (APPLICATION, sealing, self.suite, peer.secret(APPLICATION, sealing))
+                (APPLICATION, sealing, self.suite, self._secret(APPLICATION, sealing))
             )
         out.complete = level == HANDSHAKE
         return out
+
+    def _secret(self, level, sealing):
+        return self._peer.secret(level, sealing, self._number)
 
 
 class Watched:
@@ -88,6 +96,10 @@ class Watched:
         proven: Addresses to which it may send more than three times what came.
         kinds: Of its events, by connection.
     """
+
+    suite = 0x1301
+    parameters = None
+    scripts = 0
 
     def __init__(self, end):
         self.end = end
@@ -120,6 +132,11 @@ class Watched:
             assert place in self.proven or sent <= 3 * received, "amplification"
         while (event := self.end.next_event()) is not None:
             self.on_event(event)
+
+    def secret(self, level, sealing, number=1):
+        """Tell a secret of the endpoint's connection of that number."""
+        size = 48 if self.suite == 0x1302 else 32
+        return bytes([number % 16 * 16 + level * 2 + sealing]) * size
 
     def on_event(self, event):
         """Note an event; a connection ends once, with a code that has a name."""
@@ -177,6 +194,7 @@ class Peer(Watched):
         self.generous = generous
         self.connection = None
         self.cids = []
+        self.scid = b""
         self.challenges = []
         self.pn = [0, 0, 0]
         self.phase = 0
@@ -203,10 +221,6 @@ class Peer(Watched):
             self._keys(HANDSHAKE, False),
             self._keys(APPLICATION, False),
         ]
-
-    def secret(self, level, sealing):
-        """Tell the endpoint's secret."""
-        return bytes([16 * level + sealing]) * (48 if self.suite == 0x1302 else 32)
 
     def _keys(self, level, sealing):
         return PacketProtection(self.suite, self.secret(level, not sealing), sealing)
@@ -288,10 +302,11 @@ class Peer(Watched):
         told = self.connection.stats()
         window = max(config.max_data, config.max_data_window)
         assert told["recv_buffered"] <= window
-        # The last piece that was appended may go over.
-        assert told["send_buffered"] <= config.max_buffered + MAX_PIECE
-        assert told["local_cids"] <= 16
-        assert told["remote_cids"] <= 8
+        # A stream that holds nothing may always append a piece.
+        pieces = (told["streams"] + 1) * MAX_PIECE
+        assert told["send_buffered"] <= config.max_buffered + pieces
+        assert told["local_cids"] <= LOCAL_CIDS_MAX
+        assert told["remote_cids"] <= config.active_cids
         stats = self.end.stats()
         if stats["connections"] == 1:
             blocks = (window + 3 * 65536 + told["send_buffered"]) // 4096
@@ -302,12 +317,14 @@ class Peer(Watched):
         assert len(datagram) <= 1500
         while datagram:
             status, header = packet.parse(datagram, len(CID))
-            assert status in (0, -6), status
+            assert status in (OK, UNKNOWN_VERSION, TOO_SHORT), status
             size = header["size"]
             whole, datagram = datagram[:size], datagram[size:]
             space = SPACES.get(header["type"])
             if space is None or not size or header["dcid"] != CID:
                 return  # a Retry, a version negotiation, or one of another peer
+            if header["scid"] and self.scid and header["scid"] != self.scid:
+                return  # of a connection that a repeated Initial has made
             if not self.open(space, whole, header):
                 return
 
@@ -331,6 +348,7 @@ class Peer(Watched):
         self.largest[space] = pn
         if space != APPLICATION and header["scid"] not in self.cids:
             self.cids.append(header["scid"])
+            self.scid = self.scid or header["scid"]
         status, found, _ = frames.parse(payload, TYPES[space], self.is_client)
         assert status == 0, (status, payload)
         for frame in found:
