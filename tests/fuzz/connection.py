@@ -155,9 +155,6 @@ def step_packet(peer, cutter, kind, held):
     spoil = 0x08 if flags & UPDATE and space != APPLICATION else 0
     if pn is not None and pn >= 2**62:
         pn = None
-    if space == HANDSHAKE:
-        # Who has the keys has received our Initial (RFC 9000 8.1).
-        peer.proven.add(HOME)
     held += peer.seal(space, payload, pn=pn, cid=cid, update=update, spoil=spoil)
     if flags & HOLD and len(held) < 1400:
         return held

@@ -251,6 +251,9 @@ class Peer(Watched):
         if pn is None:
             pn = self.pn[space]
         self.pn[space] = max(self.pn[space], pn + 1)
+        if space == HANDSHAKE:
+            # Who has the keys has received our Initial (RFC 9000 8.1).
+            self.proven.add(HOME)
         if update:
             self.sealing[APPLICATION].update()
             self.phase ^= 1
