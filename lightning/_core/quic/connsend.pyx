@@ -179,7 +179,7 @@ cdef bint begin(Conn* c, Datagram* d, int space, const Path* p) noexcept nogil:
         pn, <int64_t> c.recovery.spaces[space].largest_acked - 1
     )
     cdef int status
-    if writer_left(&d.w) < <size_t> TAG_SIZE + SEAL_MIN:
+    if writer_left(&d.w) < <size_t> TAG_SIZE:
         return False
     d.w.end -= <int> TAG_SIZE
     if space == APPLICATION:
@@ -198,7 +198,9 @@ cdef bint begin(Conn* c, Datagram* d, int space, const Path* p) noexcept nogil:
     draft.flags = 0
     draft.records = NULL
     if status == OK:
-        return True
+        if writer_left(&d.w) >= <size_t> SEAL_MIN:
+            return True
+        d.w.pos = draft.build.start
     d.w.end += <int> TAG_SIZE
     return False
 

@@ -64,6 +64,21 @@ def test_a_stranger_cannot_have_more_sent_than_three_times(tail):
     assert size >= 1200
 
 
+def test_whatever_room_is_left_it_is_not_exceeded():
+    """However many bytes of the three times are left for the last datagram."""
+    first = first_datagram()[2]
+    sizes = header(first)
+    start = first[: 7 + len(sizes.destination_cid) + len(sizes.source_cid)]
+    for extra in range(20, 70):
+        # An Initial in too small a datagram: dropped, and counted.
+        small = start + b"\0" + (0x4000 | extra).to_bytes(2) + bytes(extra)
+        far = server()
+        size = sum(map(len, receive(far, first)))
+        size += sum(map(len, receive(far, small)))
+        size += sent_over(far, 8)
+        assert 3600 < size <= 3 * (len(first) + len(small))
+
+
 def test_a_stranger_cannot_have_a_close_sent_beyond_three_times():
     """A first datagram that breaks a rule is answered, and copies of it less and less."""
     attacker = Attacker(connect=False)
