@@ -36,6 +36,7 @@ class Link:
         self.allowed = 3
         self.ended = set()
         self.stopped = set()
+        self.released = set()
 
     def open_stream(self):
         """Open one of those that are allowed."""
@@ -46,7 +47,7 @@ class Link:
 
     def send(self, stream_id, data, fin):
         """Send on a stream that did not end."""
-        assert stream_id not in self.ended
+        assert stream_id not in self.ended | self.released
         assert isinstance(data, bytes)
         if fin:
             self.ended.add(stream_id)
@@ -57,8 +58,13 @@ class Link:
 
     def stop(self, stream_id, _code):
         """Ask the peer to stop, once."""
-        assert stream_id not in self.stopped
+        assert stream_id not in self.stopped | self.released
         self.stopped.add(stream_id)
+
+    def release(self, stream_id):
+        """Let go of a stream, once, after its own direction ended."""
+        assert stream_id not in self.released
+        self.released.add(stream_id)
 
     def pause(self, stream_id):
         """Any time."""
@@ -105,6 +111,7 @@ class Client:
         self.link = Link(0)
         self.exchanges = Exchanges(self.link, MAX_PAYLOAD)
         self.requests = []
+        self.seen = set()
         self.lost = False
 
     def start(self, cutter):
@@ -147,13 +154,14 @@ class Server:
         self.exchanges = Exchanges(self.link, MAX_PAYLOAD, self.on_request)
         self.requests = []
         self.cancels = []
+        self.asked = set()
         self.seen = set()
         self.lost = False
 
     def on_request(self, exchange, _kind, payload):
         """Take a request, or answer at once."""
-        assert exchange.stream_id not in self.seen
-        self.seen.add(exchange.stream_id)
+        assert exchange.stream_id not in self.asked
+        self.asked.add(exchange.stream_id)
         number = len(self.requests)
         self.requests.append(exchange)
         if payload[:1] == b"\xff":
@@ -219,12 +227,14 @@ def step_event(end, kind, cutter, ended, now):
     stream = cutter.byte() % (4 * STREAMS)
     how = cutter.byte()
     data = cutter.take(how >> 1) if kind <= FRAME else b""
-    if end.lost or (end, stream) in ended or not exists(end, stream):
+    if end.lost or stream in end.link.released or not exists(end, stream, now):
         return
     if kind == STOPPED:
         # The layer below resets the stream then.
         end.link.ended.add(stream)
         end.exchanges.stop_sending(stream, how)
+        return
+    if (end, stream) in ended or stream in end.link.stopped:
         return
     if kind == RESET or how & 1:
         ended.add((end, stream))
@@ -233,14 +243,17 @@ def step_event(end, kind, cutter, ended, now):
         return
     if kind == FRAME:
         data = data[:1] + max(len(data) - 1, 0).to_bytes(4) + data[1:]
-    end.exchanges.stream_data(stream, data, bool(how & 1), now)
+    end.exchanges.stream_data(stream, data, bool(how & 1))
 
 
-def exists(end, stream):
-    """Say if the layer below could tell of a stream: one of the peer, or opened."""
-    if isinstance(end, Client):
-        return stream % 4 != 0 or stream // 4 < end.link.opened
-    return stream % 4 != 1
+def exists(end, stream, now):
+    """Say if the layer below can tell of a stream; the peer opens others by that."""
+    if stream % 4 == end.link.first:
+        return stream // 4 < end.link.opened
+    if stream not in end.seen:
+        end.seen.add(stream)
+        end.exchanges.stream_opened(stream, now)
+    return stream not in end.link.released
 
 
 def lose(end):
