@@ -76,7 +76,7 @@ class Aioquic:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._accepted: asyncio.Queue = asyncio.Queue()
         self._transports: list[asyncio.DatagramTransport] = []

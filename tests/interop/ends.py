@@ -1,5 +1,6 @@
 """One of our ends and another's, and what both do in every case."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -134,9 +135,11 @@ class Ends:
         return self.dial(driver, relay.address, count, **how), relay
 
     def close(self) -> None:
-        for driver in self.drivers:
-            driver.close()
-        for other in self.others:
-            other.vanish()
-        for relay in self.relays:
-            relay.close()
+        """Let our ends say goodbye, then stop everything, whatever fails."""
+        with contextlib.ExitStack() as stack:
+            for relay in self.relays:
+                stack.callback(relay.close)
+            for other in self.others:
+                stack.callback(other.vanish)
+            for driver in self.drivers:
+                stack.callback(driver.close)

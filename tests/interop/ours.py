@@ -41,6 +41,8 @@ from tests.support.identities import (
 Address = tuple[str, int]
 
 IDENTITY = Identity.generate()
+# Seconds after which what is waited for is not going to happen.
+PATIENCE = 30.0
 
 
 def large_identity(padding: int = 6000) -> Identity:
@@ -62,9 +64,6 @@ def large_identity(padding: int = 6000) -> Identity:
         .sign(key, hashes.SHA256())
     )
     return Identity(certificate, key)
-
-
-PATIENCE = 30.0
 
 
 def body(size: int, salt: int) -> bytes:

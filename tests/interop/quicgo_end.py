@@ -29,7 +29,7 @@ class QuicGo:
         )
         self._numbers = itertools.count(1)
         self._waiting: dict[int, Future] = {}
-        self._reader = threading.Thread(target=self._read)
+        self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _tell(self, verb: str, **fields: Any) -> Future:

@@ -89,7 +89,7 @@ class Relay:
         self.address: Address = self._near.getsockname()
         self._wake, self._woken = socket.socketpair()
         self._selector.register(self._woken, selectors.EVENT_READ, self)
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def saw(self, kind: QuicPacketType, *, to_server: bool) -> bool:
