@@ -95,7 +95,9 @@ cdef class Driver:
     def close(self):
         """Stop the thread and close the socket; what is not sent is lost."""
         self.shut()
-        self.endpoint.drain_trace()
+        # A forked child has copies of records that are its parent's to write.
+        if os.getpid() == self.pid:
+            self.endpoint.drain_trace()
         self.links.clear()
         self.accept = self.on_unsent = None
 

@@ -6,6 +6,8 @@ import os
 import random
 import socket
 import stat
+import threading
+import time
 from functools import partial
 from typing import get_args, get_type_hints
 
@@ -211,6 +213,18 @@ def test_lost_packets_are_told_once_each(tmp_path):
     metrics = [each["packets_lost"] for each in named(events, "metrics_updated")
                if "packets_lost" in each]  # fmt: skip
     assert metrics[-1] == len(told)
+
+
+def test_a_loss_that_two_acknowledgements_tell_of_is_told_once(tmp_path):
+    """The numbers of each space rise; another space has its own."""
+    writer = QlogWriter(tmp_path, EngineConfig(), is_client=True)
+    losses = [(0, 1, "lost", n, 0, kind, 0, 0, b"")
+              for n, kind in ((0, 5), (3, 5), (3, 5), (0, 5), (1, 0), (4, 5), (1, 0))]  # fmt: skip
+    assert writer.write([started(1, b"a"), sent(1), *losses])
+    headers = [each["header"] for each in named(read_trace(tmp_path)[1], "packet_lost")]
+    assert [(each["packet_type"], each["packet_number"]) for each in headers] == [
+        ("1RTT", 0), ("1RTT", 3), ("initial", 1), ("1RTT", 4)
+    ]  # fmt: skip
 
 
 def test_metrics_are_told_when_they_change(tmp_path):
@@ -561,6 +575,38 @@ def test_garbage_leaves_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("packet_type", [0, 2, 5])
+def test_no_payload_breaks_the_file(tmp_path, packet_type):
+    """Frames cut short, turned over, and made up, in packets of every kind."""
+    source = random.Random(packet_type)
+    whole = [
+        frame(0x02, 9, 1, 1, 2, 0, 3, 1),
+        frame(0x03, ALL, ALL, 0, ALL - 1, 1, ALL, 3),
+        frame(0x06, 0, 4, b'\x1e\n"}'),
+        frame(0x08 | 0x07, 4, ALL - 9, 3, b"abc"),
+        frame(0x18, 9, 9, bytes([20]), bytes(20), bytes(16)),
+        frame(0x1C, ALL, ALL, 5, b'\xff\x00\n\x1e"'),
+        frame(0x1D, 1, 2, b"\xed\xa0"),
+        varint(ALL),
+    ]
+    writer = QlogWriter(tmp_path, EngineConfig(), is_client=True)
+    records = [started(1, b"a")]
+    for number in range(1500):
+        payload = bytearray(b"".join(source.choices(whole, k=source.randrange(1, 6))))
+        for _ in range(source.randrange(3)):
+            payload[source.randrange(len(payload))] = source.randrange(256)
+        if source.random() < 0.3:
+            del payload[source.randrange(len(payload)) :]
+        kind = source.choice(["sent", "received"])
+        records.append((0, 1, kind, number, 30, packet_type, 0, 0, bytes(payload)))
+    assert writer.write(records)
+    _, events = read_trace(tmp_path)
+    told = named(events, "packet_sent") + named(events, "packet_received")
+    assert len(told) == 1500
+    kinds = {each["frame_type"] for packet in told for each in packet["frames"]}
+    assert {"ack", "crypto", "connection_close", "unknown"} <= kinds
+
+
 # Bounds and failures.
 
 
@@ -741,6 +787,38 @@ def test_an_endpoint_that_is_traced_can_be_dropped_at_any_time(tmp_path):
     two.connection.send(two.connection.open_stream(), SECRET)
     two.flush()
     del two
+
+
+def test_threads_may_write_while_others_receive(tmp_path):
+    """Whoever comes while another writes goes away; every packet is told once."""
+    two = traced(tmp_path)
+    over = threading.Event()
+
+    def drain():
+        while not over.is_set():
+            two.near.drain_trace()
+            two.far.drain_trace()
+            time.sleep(0)
+
+    threads = [threading.Thread(target=drain) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    two.connect()
+    transfer(two, 1_000_000)
+    over.set()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    for end, engine, connection in (
+        ("client", two.near, two.connection),
+        ("server", two.far, two.peer),
+    ):
+        engine.drain_trace()
+        _, events = read_trace(tmp_path, end)
+        stats = connection.stats()
+        assert len(packets(events, "packet_sent")) == stats["packets_sent"]
+        assert len(named(events, "packet_sent")) == stats["packets_sent"]
+        assert len(named(events, "packet_received")) == stats["packets_received"]
 
 
 async def test_the_driver_writes_what_its_sockets_carry(tmp_path, monkeypatch):
