@@ -15,7 +15,7 @@ The stacks: "peer" is the wheel; "engine" two endpoints of ours on plain sockets
 moved along from Python; "faces" what a user of ours has, `Lightning` and
 `LightningServer`.
 
-The peer gives up a request that takes longer than 10 s to send: keep "up" small.
+The peer allows 10 s for sending a request: keep "up" small.
 
     python bench/relay.py [--stacks peer,engine,faces] [--directions down,up]
         [--size BYTES] [--seeds N] [--loss P] [--rtt SECONDS]
