@@ -197,7 +197,7 @@ def test_keyupdate(ends):
     updates = pair.mine.stats()["key_updates"]
     assert updates >= 1
     # Not before the other end has acknowledged a packet with the newest keys, and
-    # nor soon after that.
+    # not soon after that either.
     deadline = time.monotonic() + 10
     while not pair.mine.update_keys():
         assert time.monotonic() < deadline
