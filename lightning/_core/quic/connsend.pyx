@@ -39,16 +39,17 @@ from lightning._core.quic.protection cimport (
 )
 from lightning._core.quic.recovery cimport (
     recovery_datagram_size, recovery_drop_pending, recovery_frame, recovery_marks_ecn,
-    recovery_next_pn, recovery_next_send_time, recovery_on_packet_sent, recovery_room
+    recovery_next_pn, recovery_next_send_time, recovery_on_packet_sent,
+    recovery_on_path_probe_sent, recovery_room
 )
 from lightning._core.quic.secrets cimport random_bytes, token_make_new
 from lightning._core.quic.sendbuf cimport (
     sendbuf_on_lost, sendbuf_peek, sendbuf_take
 )
 from lightning._core.quic.sent cimport (
-    PACKET_ACK_ELICITING, PACKET_ECT0, PACKET_IN_FLIGHT, PACKET_MTU_PROBE, SENT_ACK,
-    SENT_CRYPTO, SENT_HANDSHAKE_DONE, SENT_IDLE_CAPACITY, SENT_NEW_CONNECTION_ID,
-    SENT_NEW_TOKEN, SENT_RETIRE_CONNECTION_ID, SentFrame
+    PACKET_ACK_ELICITING, PACKET_ECT0, PACKET_IN_FLIGHT, PACKET_MTU_PROBE,
+    PACKET_PATH_PROBE, SENT_ACK, SENT_CRYPTO, SENT_HANDSHAKE_DONE, SENT_IDLE_CAPACITY,
+    SENT_NEW_CONNECTION_ID, SENT_NEW_TOKEN, SENT_RETIRE_CONNECTION_ID, SentFrame
 )
 from lightning._core.quic.streamsend cimport (
     STREAMS_MIN_ROOM, StreamFrame, streams_has_frames, streams_write_frames
@@ -531,7 +532,9 @@ cdef bint seal(Conn* c, Draft* draft, uint8_t ecn, int64_t now) noexcept nogil:
         draft.build.start, header, draft.build.pn_size, draft.payload, payload
     )
     c.recovery.pending = draft.records
-    if status == OK:
+    if status == OK and draft.flags & PACKET_PATH_PROBE:
+        recovery_on_path_probe_sent(&c.recovery)
+    elif status == OK:
         status = recovery_on_packet_sent(
             &c.recovery, draft.space, <uint16_t> (header + payload + TAG_SIZE),
             draft.flags | ecn, now
@@ -595,7 +598,7 @@ cdef size_t write_probe(
     if d.w.pos == start:
         rollback(c, &d)
         return 0
-    d.drafts[0].flags = PACKET_ACK_ELICITING
+    d.drafts[0].flags = PACKET_ACK_ELICITING | PACKET_PATH_PROBE
     commit(c, &d)
     return finish(c, &d, p, now)
 

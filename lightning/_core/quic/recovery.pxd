@@ -128,6 +128,7 @@ cdef void recovery_free(Recovery* r) noexcept nogil
 cdef int recovery_on_packet_sent(
     Recovery* r, int space, uint16_t size, uint8_t flags, int64_t now
 ) noexcept nogil
+cdef void recovery_on_path_probe_sent(Recovery* r) noexcept nogil
 # Skip the packet number that is `distance` above the next one.
 cdef void recovery_skip(Recovery* r, int space, uint64_t distance) noexcept nogil
 cdef void recovery_drop_pending(Recovery* r) noexcept nogil

@@ -167,13 +167,27 @@ cdef int recovery_on_packet_sent(
             mtu_on_probe_sent(&r.mtu, pn)
     if flags & PACKET_ECT0:
         ecn_on_sent(&r.ecn, &sp.ecn)
-    sp.next_pn = pn + 1
+    _use_number(sp)
+    return OK
+
+
+cdef void recovery_on_path_probe_sent(Recovery* r) noexcept nogil:
+    """Use a number of the application space for a packet that proves a path.
+
+    The proof has a timer of its own: the packet is neither lost nor in flight, and
+    its acknowledgement says nothing of the path in use (RFC 9000 9.4).
+    """
+    r.stats.packets_sent += 1
+    _use_number(&r.spaces[<int> APPLICATION])
+
+
+cdef inline void _use_number(PacketSpace* sp) noexcept nogil:
+    sp.next_pn += 1
     if sp.next_pn == sp.skip_at:
         sp.skipped[sp.skips] = sp.next_pn
         sp.skips = <uint8_t> ((sp.skips + 1) % RECOVERY_SKIPS)
         sp.skip_at = UINT64_MAX
         sp.next_pn += 1
-    return OK
 
 
 cdef void recovery_drop_pending(Recovery* r) noexcept nogil:
@@ -744,6 +758,12 @@ cdef class LossRecovery:
     def on_retry(self, int64_t now):
         """Take a Retry packet."""
         recovery_on_retry(&self.r, now)
+
+    def path_probe_sent(self):
+        """Note a packet for the proof of a path; return its number."""
+        cdef uint64_t pn = recovery_next_pn(&self.r, APPLICATION)
+        recovery_on_path_probe_sent(&self.r)
+        return pn
 
     def on_path_change(self, int64_t now):
         """Move to a new path."""

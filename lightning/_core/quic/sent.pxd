@@ -61,6 +61,7 @@ cdef enum PacketFlags:
     PACKET_IN_FLIGHT = 0x02  # ack-eliciting or padded (RFC 9002 2)
     PACKET_MTU_PROBE = 0x04
     PACKET_ECT0 = 0x08  # the datagram was marked ECT(0)
+    PACKET_PATH_PROBE = 0x10  # not tracked: see recovery_on_path_probe_sent
 
 
 cdef struct SentPacket:

@@ -821,6 +821,29 @@ def test_a_new_path_starts_over():
     assert r.state()["congestion_events"] == 0
 
 
+def test_packets_that_prove_a_path_are_not_followed():
+    """RFC 9000 9.4: their loss is no congestion, and their answers give no sample."""
+    r = connected()
+    numbers = [r.path_probe_sent() for _ in range(3)]
+    assert r.next_timeout() is None
+    last = send(r, 1, RTT)
+    assert last == numbers[-1] + 1
+    before = r.state()
+    assert before["bytes_in_flight"] > 0
+    assert r.ack(APPLICATION, [(numbers[0], numbers[-1] + 1)], 3 * RTT) == 0
+    assert r.state()["latest_rtt"] == before["latest_rtt"]
+    assert r.ack(APPLICATION, [(last, last + 1)], 3 * RTT) == 0
+    assert r.state()["packets_lost"] == 0
+
+
+def test_a_number_may_be_skipped_after_a_packet_that_proves_a_path():
+    r = connected()
+    r.skip(APPLICATION, 0)
+    first = r.path_probe_sent()
+    assert r.path_probe_sent() == first + 2
+    assert r.ack(APPLICATION, [(first + 1, first + 2)], RTT) == PROTOCOL_VIOLATION
+
+
 def test_packets_of_the_old_path_are_still_timed():
     r = connected()
     first = send(r, 2, 0)

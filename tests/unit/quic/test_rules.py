@@ -463,6 +463,30 @@ def test_a_port_keeps_what_was_learnt_and_a_host_does_not():
         assert (stats["rtt"] < 300_000) is kept
 
 
+def test_challenges_that_are_lost_are_no_congestion():
+    """The path of before is dead after a rebinding; the window stays (9.4)."""
+    two = Two().connect()
+    two.run(1)
+    before = two.peer.stats()
+    two.source = MOVED
+    sent = []
+
+    def watch(to_server, _number, data):
+        sent.append((to_server, len(data)))
+        return False
+
+    two.lose = watch
+    for _ in range(200):
+        two.connection.ping()
+        two.run(0.05)
+    assert sent.count((False, 1200)) >= 4
+    after = two.peer.stats()
+    assert after["packets_lost"] == before["packets_lost"] == 0
+    assert after["congestion_window"] >= before["congestion_window"]
+    assert after["bytes_in_flight"] == 0
+    assert after["timeouts"] == before["timeouts"]
+
+
 def test_nobody_moves_before_the_handshake_is_confirmed():
     """Packets from elsewhere are dropped until then (9)."""
     attacker = half_way()
