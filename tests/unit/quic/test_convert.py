@@ -25,6 +25,7 @@ from tests.unit.quic.test_connection import Attacker
         (0.000001, 1),
         (1e9 + 0.000003, 1_000_000_000_000_003),
         (0.1 + 0.2, 300_000),
+        (0.0000019, 2),
     ],
 )
 def test_a_clocks_time_is_the_nearest_microsecond(now, us):
