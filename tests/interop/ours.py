@@ -45,7 +45,7 @@ IDENTITY = Identity.generate()
 PATIENCE = 30.0
 
 
-def large_identity(padding: int = 6000) -> Identity:
+def large_identity(padding: int = 13_000) -> Identity:
     """Make an identity whose certificate needs several datagrams."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "large")])

@@ -458,7 +458,7 @@ def test_amplificationlimit(ends):
     elif ends.stack == "aioquic":
         theirs["chain"] = [LARGE.certificate]
     elif ends.stack == "quic-go":
-        theirs["padding"] = 6000
+        theirs["padding"] = 13_000
     (pair,), _ = ends.connect_through_relay(ours, theirs, meddle=meddle)
     pair.echo(1000)
     if not ends.serving:
