@@ -2,10 +2,10 @@
 
 import json
 import logging
-import os
 import random
 import socket
 import stat
+import struct
 import threading
 import time
 from functools import partial
@@ -16,7 +16,6 @@ from aioquic.tls import Epoch
 
 from lightning._core.io import transport
 from lightning._core.quic.config import EngineConfig
-from lightning._core.quic.engine import Endpoint
 from lightning._core.quic.events import ConnectionEnd
 from lightning._core.quic.qlog import QlogWriter
 from lightning.errors import ConfigError
@@ -227,6 +226,38 @@ def test_a_loss_that_two_acknowledgements_tell_of_is_told_once(tmp_path):
     ]  # fmt: skip
 
 
+def test_acknowledgements_are_told_as_ranges_and_milliseconds(tmp_path):
+    """The delay is scaled by the exponent of who sent it."""
+    writer = QlogWriter(tmp_path, EngineConfig(), is_client=True)
+    parameters = struct.pack("=11Q", 0, 5, *range(9))
+    ack = frame(0x02, 9, 100, 2, 2, 1, 0, 1, 1)
+    assert writer.write([
+        started(1, b"a"), (0, 1, "parameters", 0, 0, 0, 0, 0, parameters),
+        (0, 1, "sent", 0, 30, 5, 0, 0, ack), (0, 1, "received", 0, 30, 5, 0, 0, ack),
+    ])  # fmt: skip
+    _, events = read_trace(tmp_path)
+    for name, delay in (("packet_sent", 0.8), ("packet_received", 3.2)):
+        assert named(events, name)[0]["frames"] == [
+            {
+                "frame_type": "ack",
+                "ack_delay": delay,
+                "acked_ranges": [[7, 9], [4], [0, 1]],
+            }
+        ]
+
+
+@pytest.mark.parametrize("is_client", [True, False])
+def test_keys_belong_to_who_seals_with_them(tmp_path, is_client):
+    writer = QlogWriter(tmp_path, EngineConfig(), is_client=is_client)
+    keys = [(0, 1, "key_updated", seals, 0, 5, 0, 0, b"") for seals in (1, 0)]
+    assert writer.write([started(1, b"a"), sent(1), *keys])
+    ends = ["client", "server"] if is_client else ["server", "client"]
+    _, events = read_trace(tmp_path, ends[0])
+    assert [each["key_type"] for each in named(events, "key_updated")] == [
+        f"{end}_1rtt_secret" for end in ends
+    ]
+
+
 def test_metrics_are_told_when_they_change(tmp_path):
     two = traced(tmp_path, delay=0.02).connect()
     transfer(two)
@@ -265,7 +296,9 @@ def test_probes_of_the_mtu_and_ecn_marks_are_told(tmp_path):
 
 def test_parameters_of_both_ends_are_told(tmp_path):
     two = traced(
-        tmp_path, near={"max_streams": 3, "idle_timeout": 7.0}, far={"max_data": 99_999}
+        tmp_path,
+        near={"max_streams": 3, "idle_timeout": 7.0},
+        far={"max_data": 99_999, "ack_delay": 0.0205},
     ).connect()
     two.run(0.1)
     for end, other in (("client", "server"), ("server", "client")):
@@ -282,6 +315,7 @@ def test_parameters_of_both_ends_are_told(tmp_path):
     local, remote = named(events, "parameters_set")
     assert (local["initial_max_streams_bidi"], local["max_idle_timeout"]) == (3, 7000)
     assert remote["initial_max_data"] == 99_999
+    assert remote["max_ack_delay"] == 21
 
 
 def test_keys_are_told_by_name_only(tmp_path):
@@ -670,13 +704,6 @@ def test_a_directory_that_is_not_there_is_refused_at_once(tmp_path):
             client(qlog_dir=path)
 
 
-def test_a_key_log_that_cannot_be_opened_is_refused_at_once(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "missing" / "keys", tmp_path, tmp_path / "pipe"):
-        with pytest.raises(ConfigError, match="keylog_file cannot be written"):
-            client(keylog_file=path)
-
-
 def test_a_failing_disk_ends_the_tracing_and_nothing_else(tmp_path, caplog):
     directory = tmp_path / "traces"
     directory.mkdir()
@@ -847,39 +874,3 @@ async def test_the_driver_writes_what_its_sockets_carry(tmp_path, monkeypatch):
     assert closed(tmp_path, "client")["owner"] == "local"
     assert closed(tmp_path, "server")["reason"] == "enough"
     assert SECRET[:20].hex() not in "".join(p.read_text() for p in tmp_path.iterdir())
-
-
-# The key log.
-
-
-def test_the_key_log_has_four_secrets_a_connection(tmp_path):
-    """Both ends name the same ones, so that either's file opens a capture."""
-    lines = []
-    near, far = tmp_path / "near", tmp_path / "far"
-    config = EngineConfig(keylog_file=near)
-    end = Endpoint(
-        config, is_client=True, random=random.Random(1).randbytes, keylog=lines.append
-    )
-    Two(end, server(keylog_file=str(far))).connect()
-    assert stat.S_IMODE(near.stat().st_mode) == 0o600
-    assert near.read_text().splitlines() == lines
-    assert sorted(near.read_text().splitlines()) == sorted(far.read_text().splitlines())
-    assert sorted(line.split()[0] for line in lines) == [
-        "CLIENT_HANDSHAKE_TRAFFIC_SECRET",
-        "CLIENT_TRAFFIC_SECRET_0",
-        "SERVER_HANDSHAKE_TRAFFIC_SECRET",
-        "SERVER_TRAFFIC_SECRET_0",
-    ]
-    Two(client(seed=9, keylog_file=near), server()).connect()
-    assert len(near.read_text().splitlines()) == 8
-
-
-def test_a_key_log_that_fails_later_is_told_once(tmp_path, caplog):
-    directory = tmp_path / "keys"
-    directory.mkdir()
-    end = client(keylog_file=directory / "log")
-    (directory / "log").unlink()
-    directory.rmdir()
-    with caplog.at_level(logging.WARNING, "lightning.keylog"):
-        Two(end).connect()
-    assert [each.name for each in caplog.records] == ["lightning.keylog"]
