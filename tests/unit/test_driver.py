@@ -5,14 +5,17 @@ import contextlib
 import gc
 import json
 import os
+import random
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
 import weakref
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -54,8 +57,8 @@ def plain(on_unsent=lambda: None, **settings):
 class Told(Link):
     """Keeps what it is told."""
 
-    def __init__(self):
-        super().__init__(1 << 20)
+    def __init__(self, on_request=None):
+        super().__init__(1 << 20, on_request)
         self.connected = 0
         self.ends = []
 
@@ -214,6 +217,60 @@ def test_the_thread_retransmits_and_gives_up_for_an_owner_that_sleeps():
 
 def _readable(fd):
     return bool(select.select([fd], [], [], 0)[0])
+
+
+def test_an_owner_and_the_thread_take_turns():
+    """Whoever moves the datagrams, every request has its own answer, once."""
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    dice = random.Random(seed)
+    sock = udp_socket()
+    address = sock.getsockname()
+    engine = Engine(EngineConfig(), is_client=False, identity=Identity.generate())
+    accepted = []
+
+    def accept(engine):
+        accepted.append(
+            Told(lambda exchange, kind, body: exchange.respond(frame(4, body)))
+        )
+        return accepted[-1]
+
+    server = Driver(engine, sock.detach(), lambda: None, accept)
+    client, _ = plain()
+    link = Told()
+    client.connect(address, link)
+    client.flush()
+    answers: dict[int, list[bytes]] = {}
+    poll = threading.Event()
+    started = 0
+    seconds = float(os.environ.get("LIGHTNING_STRESS_SECONDS", "2"))
+    end = time.monotonic() + seconds
+    while time.monotonic() < end or len(answers) < started:
+        assert time.monotonic() < end + 30
+        if link.connected and time.monotonic() < end and started - len(answers) < 50:
+            answers_of = partial(_keep, answers, started)
+            body = started.to_bytes(4, "big") * dice.choice((1, 300, 30_000))
+            link.exchanges.start(frame(3, body), answers_of, lambda *error: 1 // 0)
+            started += 1
+        for driver in (client, server):
+            if dice.random() < 0.5:
+                driver.attend()
+        if dice.random() < 0.1:
+            poll.wait(dice.random() * 0.02)  # Later than the thread's patience.
+    assert started > 20
+    for number, got in answers.items():
+        assert len(got) == 1
+        assert set(struct.unpack(f">{len(got[0]) // 4}I", got[0])) == {number}
+    stand_ins = client.stats()["stand_ins"] + server.stats()["stand_ins"]
+    print(f"{started} requests, {stand_ins} steps of the threads")
+    assert stand_ins
+    client.close()
+    server.close()
+
+
+def _keep(answers, number, exchange, kind, payload):
+    exchange.complete()
+    answers.setdefault(number, []).append(payload)
 
 
 # Dials that fail at once, and connections that do not.

@@ -17,9 +17,9 @@ from libc.string cimport memcpy
 
 from lightning._core.io.pump cimport (
     pump_acknowledge, pump_attend, pump_clock, pump_close, pump_deadline, pump_flush,
-    pump_open, pump_start
+    pump_open, pump_start, pump_stats
 )
-from lightning._core.io.udp cimport UDP_NO_GSO
+from lightning._core.io.udp cimport UDP_NO_GSO, UdpSocket
 from lightning._core.quic.buffer cimport OK
 from lightning._core.quic.connection cimport (
     connection_close, connection_open_stream, connection_pause, connection_refer,
@@ -380,17 +380,23 @@ cdef class Driver:
 
     def stats(self):
         """Return counters of the socket and of who moved its datagrams."""
+        cdef UdpSocket udp
+        cdef uint64_t attended = 0
+        cdef uint64_t stand_ins = 0
+        self.check_open()
+        with nogil:
+            pump_stats(&self.pump, &udp, &attended, &stand_ins)
         return {
-            "received": self.pump.socket.received,
-            "sent": self.pump.socket.sent,
-            "receive_calls": self.pump.socket.receive_calls,
-            "send_calls": self.pump.socket.send_calls,
-            "not_sent": self.pump.socket.not_sent,
-            "gso": bool(self.pump.socket.gso),
-            "receive_buffer": self.pump.socket.receive_buffer,
-            "send_buffer": self.pump.socket.send_buffer,
-            "attended": self.pump.attended,
-            "stand_ins": self.pump.stand_ins,
+            "received": udp.received,
+            "sent": udp.sent,
+            "receive_calls": udp.receive_calls,
+            "send_calls": udp.send_calls,
+            "not_sent": udp.not_sent,
+            "gso": bool(udp.gso),
+            "receive_buffer": udp.receive_buffer,
+            "send_buffer": udp.send_buffer,
+            "attended": attended,
+            "stand_ins": stand_ins,
         }
 
 

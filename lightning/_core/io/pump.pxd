@@ -66,5 +66,9 @@ cdef void pump_attend(Pump* p) noexcept nogil
 cdef bint pump_flush(Pump* p) noexcept nogil
 # When to attend next; INT64_MAX is never.
 cdef int64_t pump_deadline(Pump* p) noexcept nogil
+# Copy the socket's counters, and those of who made the steps; waits for a step's end.
+cdef void pump_stats(
+    Pump* p, UdpSocket* socket, uint64_t* attended, uint64_t* stand_ins
+) noexcept nogil
 # Take note that `notify_fd` was seen.
 cdef void pump_acknowledge(Pump* p) noexcept nogil

@@ -14,7 +14,7 @@ from lightning._core.quic.connstate cimport CONNS_EVENTS, CONNS_TLS
 from lightning._core.quic.endpoint cimport (
     endpoint_lock, endpoint_next_deadline, endpoint_poll_transmit, endpoint_receive,
     endpoint_timeout, endpoint_unlock, endpoint_unreachable, pthread_mutex_destroy,
-    pthread_mutex_init, pthread_mutex_unlock
+    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock
 )
 from lightning._core.quic.paths cimport Address
 
@@ -294,6 +294,19 @@ cdef void rouse(Pump* p) noexcept nogil:
 cdef void pump_acknowledge(Pump* p) noexcept nogil:
     drain_fd(p.notify_fd)
     store32(&p.notified, 0)
+
+
+cdef void pump_stats(
+    Pump* p, UdpSocket* socket, uint64_t* attended, uint64_t* stand_ins
+) noexcept nogil:
+    # Each half of the socket's record belongs to one of the two.
+    pthread_mutex_lock(&p.receiving)
+    pthread_mutex_lock(&p.sending)
+    socket[0] = p.socket
+    pthread_mutex_unlock(&p.sending)
+    pthread_mutex_unlock(&p.receiving)
+    attended[0] = load(&p.attended)
+    stand_ins[0] = load(&p.stand_ins)
 
 
 # --- The thread -------------------------------------------------------------------
