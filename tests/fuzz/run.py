@@ -15,5 +15,7 @@ with atheris.instrument_imports(
     include=["aioquic.tls", "aioquic.quic.packet", "lightning._core.quic"]
 ):
     target = importlib.import_module(f"tests.fuzz.{name}")
-atheris.Setup([sys.argv[0], *options], target.check)
+# What libFuzzer runs where it wants itself in another process.
+itself = f"{sys.executable} -m tests.fuzz.run {name}"
+atheris.Setup([itself, *options], target.check)
 atheris.Fuzz()
