@@ -5,6 +5,7 @@ from aioquic.tls import Epoch
 
 from tests.support.bounds import Memory, last_number, malloc_bytes
 from tests.support.quic import (
+    CLIENT,
     FLOW_CONTROL,
     STREAM_LIMIT,
     Attacker,
@@ -307,3 +308,26 @@ def test_a_connection_that_sent_much_gives_the_memory_back():
         two.run(5)
         two.log.clear()
         assert memory.measure() < busy - 20_000
+
+
+@pytest.mark.skipif(malloc_bytes() is None, reason="malloc does not count here")
+def test_an_idle_connection_holds_little():
+    """Both ends of 30 of them, Python's objects included: 80 KiB each at most."""
+    near, far = client(), server()
+
+    def settle():
+        moved = True
+        while moved:
+            moved = False
+            for source, target in ((near, far), (far, near)):
+                for data, _ in source.datagrams_to_send(0.0):
+                    target.receive(data, CLIENT, 0.0)
+                    moved = True
+
+    with Memory() as memory:
+        connections = [near.connect(CLIENT, 0.0) for _ in range(30)]
+        settle()
+        assert all(each.is_confirmed for each in connections)
+        while near.next_event() or far.next_event():
+            pass
+        assert memory.measure() < 30 * 80 * 1024
