@@ -19,7 +19,7 @@ test: build ## the test suite
 bench-micro: build ## what an operation costs: instructions, times, memory
 	$(PY) -m pip install -q --disable-pip-version-check --group bench
 	$(PY) bench/micro/counts.py
-	$(PY) -m pytest -q --timeout 600 bench/micro
+	$(PY) -m pytest -q --timeout 600 --benchmark-timer time.thread_time bench/micro
 	$(PY) bench/micro/memory.py
 
 interop: build ## the tests with other QUIC stacks; they fail where the peer's wheel is missing
