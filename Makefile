@@ -4,7 +4,7 @@ PY := $(VENV)/bin/python
 SETUP := LIGHTNING_VENV=$(VENV) tools/setup.sh
 CODE := lightning tests examples tools bench setup.py
 
-.PHONY: help demo test bench-micro interop peer-suite build debug annotate lint types format cov sanitize tsan fuzz soak dist clean
+.PHONY: help demo test bench bench-micro interop peer-suite build debug annotate lint types format cov sanitize tsan fuzz soak dist clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -15,6 +15,9 @@ demo: ## start a miner and a validator on loopback and let them talk
 
 test: build ## the test suite
 	$(PY) -m pytest
+
+bench: build ## side by side with what users would pick instead; needs a quiet machine
+	$(PY) -m bench.compare
 
 bench-micro: build ## what an operation costs: instructions, times, memory
 	$(PY) -m pip install -q --disable-pip-version-check --group bench

@@ -379,4 +379,5 @@ def test_cost_of_an_acknowledgement_does_not_grow_with_the_flight(order):
         return time.process_time() - begin
 
     small = min(cost(1_000) for _ in range(5))
-    assert cost(64_000) < 1000 * small
+    # A busy machine may be in the way of some, but not of each.
+    assert any(cost(64_000) < 1000 * small for _ in range(3))

@@ -157,4 +157,5 @@ def test_cost_does_not_grow_with_the_count(order):
         return time.process_time() - begin
 
     small = min(cost(2_000) for _ in range(5))
-    assert cost(128_000) < 1000 * small
+    # A busy machine may be in the way of some, but not of each.
+    assert any(cost(128_000) < 1000 * small for _ in range(3))

@@ -1,0 +1,1 @@
+"""What users would pick instead, side by side: `python -m bench.compare`."""
