@@ -1,5 +1,6 @@
 """The key log: whole, private, and never in the way."""
 
+import io
 import logging
 import os
 import random
@@ -11,7 +12,7 @@ from lightning._core.quic.config import EngineConfig
 from lightning._core.quic.engine import Endpoint
 from lightning._core.quic.keylog import KeyLog
 from lightning.errors import ConfigError
-from tests.support.quic import Two, client, server
+from tests.support.quic import Attacker, Two, client, server
 
 
 def test_the_key_log_has_four_secrets_a_connection(tmp_path):
@@ -34,6 +35,13 @@ def test_the_key_log_has_four_secrets_a_connection(tmp_path):
     ]
     Two(client(seed=9, keylog_file=near), server()).connect()
     assert len(near.read_text().splitlines()) == 8
+
+
+def test_it_agrees_with_aioquics(tmp_path):
+    theirs = io.StringIO()
+    Attacker(server(keylog_file=tmp_path / "keys"), secrets_log_file=theirs)
+    lines = (tmp_path / "keys").read_text().splitlines()
+    assert sorted(lines) == sorted(theirs.getvalue().splitlines())
 
 
 def test_a_key_log_that_fails_later_is_told_once(tmp_path, caplog):
