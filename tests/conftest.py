@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 
+import hypothesis
 import pytest
 
 from lightning import (
@@ -20,6 +21,10 @@ from lightning import (
 from tests.support.identities import MINER, VALIDATOR
 from tests.support.inspection import in_flight
 from tests.support.waiting import until, until_async
+
+# How long an example takes is the machine's business.
+hypothesis.settings.register_profile("lightning", deadline=None)
+hypothesis.settings.load_profile("lightning")
 
 
 def pytest_collection_finish() -> None:
