@@ -207,11 +207,12 @@ class QlogWriter:
                 trace = self._handle(record)
                 if trace is not None:
                     touched[record.connection] = trace
-            for trace in touched.values():
+            for number, trace in touched.items():
                 if dropped:
                     message = f"{dropped} records did not fit and are missing here"
                     trace.add(at, "loglevel:warning", {"message": message})
-                self._flush(trace)
+                if not self._flush(trace):
+                    self._traces.pop(number, None)
         except OSError as error:
             log.warning("tracing is turned off: %s", error)
             return False
@@ -226,9 +227,10 @@ class QlogWriter:
 
     # --- Files ----------------------------------------------------------------------
 
-    def _flush(self, trace: _Trace) -> None:
+    def _flush(self, trace: _Trace) -> bool:
+        """Write what waits; False if there is no file for it and will be none."""
         if not trace.lines:
-            return
+            return True
         data = b"".join(trace.lines)
         trace.lines.clear()
         if trace.path is None:
@@ -238,12 +240,13 @@ class QlogWriter:
                 trace.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
             )
         if descriptor is None:
-            return
+            return False
         with open(descriptor, "ab", buffering=0) as file:
             view = memoryview(data)
             while view:
                 view = view[file.write(view) :]
         self._room -= len(data)
+        return True
 
     def _create(self, trace: _Trace) -> int | None:
         """Create the file; None if there are too many of that name."""

@@ -254,6 +254,11 @@ def test_connections_of_one_name_get_files_of_their_own(tmp_path):
     for path in files:
         assert len(named(read_file(path)[1], "packet_sent")) == 3
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    # Whose start was not written is not followed, also if there is room again.
+    assert len(writer._traces) == 64
+    files[0].unlink()
+    assert writer.write([sent(69)])
+    assert sorted(tmp_path.iterdir()) == files[1:]
 
 
 def test_a_connection_whose_start_is_missing_has_no_trace(tmp_path):
