@@ -57,6 +57,7 @@ def check(data):
         Peer, is_client=bool(setup & 1), suite=0x1301 + (setup >> 3 & 3) % 3,
         generous=not rest & 64, **settings,
     ) as peer:  # fmt: skip
+        peer.capacity = (65536, 1200, 1300, 1452)[setup >> 5 & 3]
         peer.shake_hands(3 - (setup >> 1 & 3))
         held = b""
         while cutter:
@@ -241,9 +242,10 @@ def seeds():
         bytes([CONTROL, 2, CONTROL, 1, 7, FLUSH]) + packet_of(b"\x01") * 4,
         packet_of(b"\x1d\x05\x03bye"),
     ]  # fmt: skip
-    for program in programs:
+    for number, program in enumerate(programs):
         for role in (0, 1):
             yield bytes([role, 0x24]) + program
+            yield bytes([role | 32 * (number % 4), 0x65]) + program
             yield bytes([role | 2, 0xDB]) + program
     crypto = frames.write({"type": 6, "offset": 5, "data": b"c" * 50})[1]
     hello = frames.write({"type": 6, "offset": 0, "data": b"c" * 5})[1]

@@ -91,12 +91,14 @@ class Watched:
 
     Attributes:
         end: The endpoint.
+        capacity: Of the buffers into which it writes.
         now: The time.
         sent: The datagrams that it received.
         proven: Addresses to which it may send more than three times what came.
         kinds: Of its events, by connection.
     """
 
+    capacity = 65536
     suite = 0x1301
     parameters = None
     scripts = 0
@@ -122,7 +124,7 @@ class Watched:
         """Take what the endpoint sends and tells; check all of it."""
         self.check_bounds()
         count = 0
-        for data, to, _, segment in self.end.transmit(self.now):
+        for data, to, _, segment in self.end.transmit(self.now, self.capacity):
             self.bytes.setdefault(to, [0, 0])[1] += len(data)
             for start in range(0, len(data), segment):
                 count += 1
