@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
 # Fuzzes one target of tests/fuzz for some time, guided by the coverage of the compiled
 # code, under AddressSanitizer. What is found is left in build/fuzz, and the command
-# fails. With KEEP=1 the corpus is minimised at the end and replaces the kept one.
-# Usage: fuzz.sh TARGET [SECONDS]. Needs clang, on Debian: apt-get install clang
-# libclang-rt-14-dev.
+# fails. With KEEP=1 the corpus is minimised at the end and replaces the kept one; with
+# BUILD=0 the build of the last time is used. Usage: fuzz.sh TARGET [SECONDS].
 set -euo pipefail
 cd "$(dirname "$0")/.."
-target=$1
+target=${1:?one of the modules in tests/fuzz with a function check}
 seconds=${2:-600}
 top=$PWD
 kept=$top/tests/fuzz/corpus/$target.zip
+command -v clang >/dev/null || {
+    echo "clang was not found; on Debian: apt-get install -y clang libclang-rt-14-dev" >&2
+    exit 1
+}
 PY=$(realpath -s "${LIGHTNING_VENV:-.venv}")/bin/python
 atheris=$top/build/atheris
 [ -d "$atheris" ] || "$PY" -m pip install -q --no-deps --target "$atheris" atheris==3.0.0

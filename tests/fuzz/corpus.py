@@ -1,6 +1,7 @@
 """The kept inputs of each target, one archive a target.
 
-Usage: python -m tests.fuzz.corpus unpack|pack TARGET FOLDER. Unpacked are the target's seeds, too.
+Usage: python -m tests.fuzz.corpus unpack|pack TARGET FOLDER, where the target's seeds are
+unpacked, too; or run TARGET FILE for one input with the ordinary build.
 """
 
 import hashlib
@@ -41,5 +42,12 @@ def pack(target, folder):
                          zipfile.ZIP_DEFLATED, 9)  # fmt: skip
 
 
+def run(target, file):
+    """Do with one input what the fuzzer does."""
+    importlib.import_module(f"tests.fuzz.{target}").check(file.read_bytes())
+
+
 if __name__ == "__main__":
-    {"unpack": unpack, "pack": pack}[sys.argv[1]](sys.argv[2], Path(sys.argv[3]))
+    {"unpack": unpack, "pack": pack, "run": run}[sys.argv[1]](
+        sys.argv[2], Path(sys.argv[3])
+    )
