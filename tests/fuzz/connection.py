@@ -215,6 +215,41 @@ def stream(stream_id, offset=0, data=b"data", fin=False):
     )[1]
 
 
+def cid(sequence, retire=0):
+    """Write a NEW_CONNECTION_ID frame."""
+    return frames.write(
+        {
+            "type": 0x18,
+            "sequence": sequence,
+            "retire_prior_to": retire,
+            "cid": b"cid-%04d" % sequence,
+            "token": bytes([sequence]) * 16,
+        }
+    )[1]
+
+
+def limits():
+    """Go to each limit, and then past it."""
+    cids = [packet_of(cid(number)) for number in range(1, 6)]
+    moves = [
+        packet_of(b"\x01", flags=ELSEWHERE | place << 5) + bytes([FLUSH, ANSWER, place])
+        for place in (1, 2, 0)
+    ]
+    for count in (1, 2, 3, 5):
+        yield b"".join(cids[:count]) + bytes([FLUSH])
+        yield b"".join(cids[:count]) + packet_of(cid(6, count)) + bytes([FLUSH])
+        yield b"".join(cids[:count] + moves[:count]) + bytes([WAIT, 8, FLUSH])
+        yield b"".join(packet_of(bytes([0x19, number])) for number in range(count))
+        yield b"".join(packet_of(stream(4 * number)) for number in range(count))
+        yield b"".join(
+            packet_of(stream(0, 1200 * n, bytes(1200))) for n in range(count)
+        )
+        yield bytes([OPEN, 3, 2]) * count + packet_of(b"\x12\x05", b"\x10\x60\0")
+        yield b"".join(packet_of(stream(0, 3 * n, b"x")) for n in range(9 * count))
+    yield b"".join(packet_of(bytes([0x1A]) + bytes([n] * 8)) for n in range(9))
+    yield packet_of(b"\x01", flags=UPDATE) * 3 + bytes([FLUSH, CONTROL, 0]) * 3
+
+
 def seeds():
     """Every frame and every step, on both ends, at every stage."""
     written = [frames.write(each)[1] for each in every_frame()]
@@ -242,7 +277,7 @@ def seeds():
         bytes([CONTROL, 2, CONTROL, 1, 7, FLUSH]) + packet_of(b"\x01") * 4,
         packet_of(b"\x1d\x05\x03bye"),
     ]  # fmt: skip
-    for number, program in enumerate(programs):
+    for number, program in enumerate((*programs, *limits())):
         for role in (0, 1):
             yield bytes([role, 0x24]) + program
             yield bytes([role | 32 * (number % 4), 0x65]) + program
