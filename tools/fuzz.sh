@@ -24,10 +24,12 @@ cd build/fuzz
 found=found/$target
 corpus=grown/$target
 mkdir -p "$found" "$corpus"
+# libFuzzer looks for a mutator among what is loaded when it is.
+preload="$atheris/asan_with_fuzzer.so $(ls "$atheris"/atheris/custom_mutator.*.so)"
 # CPython itself leaks at exit; its allocator would hide overruns.
 py() {
     PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$atheris \
-        LD_PRELOAD=$atheris/asan_with_fuzzer.so "$PY" -m "$@"
+        LD_PRELOAD=$preload "$PY" -m "$@"
 }
 run() {
     py tests.fuzz.run "$target" -timeout=20 -rss_limit_mb=3000 \

@@ -29,6 +29,10 @@ SIZES = (0, 1, 10, 1000, 5000, 20_000, 100_000)
 ) = range(14)  # fmt: skip
 VERBS = ("send", "stop", "reset", "release", "pause", "resume", "read", "at_end")
 
+NUMBERS = {
+    "value", "stream_id", "offset", "error_code", "final_size", "sequence",
+    "retire_prior_to", "delay",
+}  # fmt: skip
 # Flags of a packet.
 UPDATE, OLD, FAR, HOLD, ELSEWHERE = 1, 2, 4, 8, 16
 
@@ -194,6 +198,53 @@ def act(connection, kind, cutter):
             connection.close("enough", cutter.byte())
         else:
             connection.ping()
+
+
+# --- Mutations ------------------------------------------------------------------------
+
+
+def mutate(data, choose):
+    """Put a step before or behind the program, which chance alone rarely writes."""
+    kind = choose.random()
+    if kind < 0.4:
+        step = packet_of(*(some_frame(choose) for _ in range(choose.randrange(1, 4))))
+    elif kind < 0.7:
+        # Limits are of things of one kind.
+        one = choose.choice(every_frame())
+        step = b"".join(
+            packet_of(numbered(one, n)) for n in range(1, choose.randrange(2, 10))
+        )
+    else:
+        step = bytes([choose.randrange(14)]) + choose.randbytes(choose.randrange(4))
+    at = choose.choice((2, len(data)))
+    return data[:at] + step + data[at:]
+
+
+def some_frame(choose):
+    """Write a frame of any type, mostly with small numbers."""
+    frame = dict(choose.choice(every_frame()))
+    for name in NUMBERS & frame.keys():
+        frame[name] = choose.choice((
+            choose.randrange(8), choose.randrange(200), choose.randrange(70_000),
+            2**60 + choose.randrange(3), 2**62 - 1 - choose.randrange(2),
+        ))  # fmt: skip
+    for name in ("cid", "token"):
+        if name in frame:
+            frame[name] = choose.randbytes(len(frame[name]))
+    if "ranges" in frame:
+        top = choose.randrange(40)
+        frame["ranges"] = [(choose.randrange(top + 1), top)]
+    return frames.write(frame)[1]
+
+
+def numbered(frame, number):
+    """Write the frame of that number of a run."""
+    if frame["type"] == 0x18:
+        return cid(number)
+    frame = frame | {"value": number, "offset": 2 * number, "final_size": number}
+    if "stream_id" in frame:
+        frame["stream_id"] = 4 * number
+    return frames.write(frame)[1]
 
 
 # --- Seeds ----------------------------------------------------------------------------

@@ -5,6 +5,7 @@ inputs are added to the folder CORPUS.
 """
 
 import importlib
+import random
 import sys
 
 import atheris
@@ -15,7 +16,19 @@ with atheris.instrument_imports(
     include=["aioquic.tls", "aioquic.quic.packet", "lightning._core.quic"]
 ):
     target = importlib.import_module(f"tests.fuzz.{name}")
+
+
+def mutate(data, max_size, seed):
+    """Mutate as the target can, else as libFuzzer does."""
+    choose = random.Random(seed)
+    if hasattr(target, "mutate") and choose.random() < 0.3:
+        mutated = target.mutate(data, choose)
+        if len(mutated) <= max_size:
+            return mutated
+    return atheris.Mutate(data, max_size)
+
+
 # What libFuzzer runs where it wants itself in another process.
 itself = f"{sys.executable} -m tests.fuzz.run {name}"
-atheris.Setup([itself, *options], target.check)
+atheris.Setup([itself, *options], target.check, custom_mutator=mutate)
 atheris.Fuzz()
