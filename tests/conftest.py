@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 
@@ -21,6 +22,9 @@ from lightning import (
 from tests.support.identities import MINER, VALIDATOR
 from tests.support.inspection import in_flight
 from tests.support.waiting import until, until_async
+
+# Whoever runs the suite in the background has it ignored, and our children too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes is the machine's business.
 hypothesis.settings.register_profile("lightning", deadline=None)
