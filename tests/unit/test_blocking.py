@@ -579,10 +579,12 @@ def run_python(code: str, *, interrupt: str = "") -> tuple[int, str, str, float]
         Exit code, output, errors, and the seconds from the signal to the end.
     """
     prelude = """
-import sys, threading, time
+import logging, sys, threading, time
 from lightning import *
 from tests.support.identities import *
 
+# A busy machine is no news.
+logging.getLogger("asyncio").addFilter(lambda record: "seconds" not in record.msg)
 server = LightningServer(MINER_HOTKEY, "127.0.0.1", 0, signer=MINER)
 server.register_synapse_handler("echo", lambda data: data)
 release = threading.Event()
