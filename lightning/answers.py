@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("lightning.server")
 
+# Chunks of one stream that are sent before others have their turn of the event loop.
+CHUNKS_A_TURN = 16
+
 
 class Answers:
     """Answers requests by handlers, within the limits of the settings.
@@ -109,6 +112,7 @@ class Answers:
                 awaited before the next.
         """
         error_text = None
+        turn = 0
         chunks = stream(handler, data, context, self.pool, buffer=self._buffer)
         try:
             async with asyncio.timeout(self._timeout):
@@ -116,8 +120,12 @@ class Answers:
                     frame = encode_stream_chunk(chunk, self._limit)
                     if not exchange.respond(frame, False):
                         return
+                    turn += 1
                     if (waiter := sent(exchange.stream_id)) is not None:
                         await waiter
+                    elif turn % CHUNKS_A_TURN == 0:
+                        # A generator that never waits must not hold up the others.
+                        await asyncio.sleep(0)
         except TimeoutError:
             log.warning("streaming handler %r timed out", handler.name)
             error_text = ERROR_TIMEOUT

@@ -1,6 +1,7 @@
 """Answering by handlers, with an exchange that only records; the wire's is elsewhere."""
 
 import asyncio
+import itertools
 
 import pytest
 
@@ -85,6 +86,25 @@ async def test_a_stream_waits_for_what_was_sent(answers):
     assert kinds == [5, 5, 5, 6]
     assert [fin for _, fin in exchange.frames] == [False] * 3 + [True]
     assert StreamChunk.from_payload(exchange.frames[0][0][5:]).data == b"x"
+
+
+async def test_a_stream_that_never_waits_leaves_others_their_turn(answers):
+    """The event loop is everybody's."""
+
+    async def endless(data: dict):
+        while True:
+            yield b"x"
+
+    exchange = Exchange(wants=10_000)
+    task = asyncio.create_task(
+        answers.stream(exchange, streaming(endless), {}, CONTEXT, lambda _: None)
+    )
+    turns = [0]
+    while not task.done():
+        await asyncio.sleep(0)
+        turns.append(len(exchange.frames))
+    assert len(exchange.frames) == 10_000
+    assert max(b - a for a, b in itertools.pairwise(turns)) <= 16
 
 
 def test_a_failure_is_in_the_frame_that_its_caller_waits_for():
