@@ -3,6 +3,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export LIGHTNING_TSAN=1
+if [ $# -eq 0 ]; then
+    set -- tests/unit/quic/test_threads.py \
+        tests/unit/test_driver.py::test_an_owner_and_the_thread_take_turns
+fi
 exec tools/variant.sh tsan bash -c '
     # The interpreter is not instrumented, so what is reported is ours; the C library
     # recycles the memory of threads that ended in its own way.
@@ -13,8 +17,7 @@ exec tools/variant.sh tsan bash -c '
     status=0
     # ThreadSanitizer cannot place its shadow memory if the layout is too random.
     LD_PRELOAD="$(gcc -print-file-name=libtsan.so)" setarch -R "$PY" -m pytest -q \
-        -p no:cacheprovider --timeout 900 "${@:-tests/unit/quic/test_threads.py}" ||
-        status=$?
+        -p no:cacheprovider --timeout 900 "$@" || status=$?
     cat tsan.log.* 2>/dev/null || true
     exit $status
 ' tsan "$@"
