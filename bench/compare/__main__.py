@@ -194,13 +194,14 @@ def measure(
             answer["server_peak_kib"] = after["peak_kib"]
         return {**operation, **answer}
 
-    yield run(op="setup", count=plan.setups)
     for size in plan.sizes:
         count = plan.scaled(plan.latencies, size)
         yield run(op="latency", size=size, count=count)
         for way in contender.ways:
             count = plan.scaled(plan.requests, size)
             yield run(op="throughput", size=size, count=count, callers=CALLERS, how=way)
+    # At the end: a second login with the same hotkey ends the first one's connection.
+    yield run(op="setup", count=plan.setups)
 
 
 def run(plan: Plan, layouts: tuple[str, ...]) -> dict[str, Any]:

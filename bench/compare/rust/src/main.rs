@@ -121,9 +121,9 @@ async fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     let role = arguments[1].as_str();
     let port: u16 = arguments[2].parse().expect("port");
-    let mut server = None;
     if role != "client" {
-        server = Some(serve(port).await);
+        let server = serve(port).await;
+        tokio::spawn(async move { server.serve_forever().await });
     }
     let axon = QuicAxonInfo::new(MINER.into(), "127.0.0.1".into(), port, 4);
     let mut client = None;
@@ -143,26 +143,11 @@ async fn main() {
             }
         }
     });
-    let serving = async {
-        match &server {
-            Some(server) => drop(server.serve_forever().await),
-            None => std::future::pending().await,
-        }
-    };
-    tokio::pin!(serving);
-    loop {
-        let line = tokio::select! {
-            line = asked.recv() => line,
-            _ = &mut serving => None,
-        };
-        let Some(line) = line else { return };
+    while let Some(line) = asked.recv().await {
         let wanted: Json = serde_json::from_str(&line).expect("JSON");
         let before = usage().0;
         let mut answer = match &client {
-            Some(client) => tokio::select! {
-                answer = measure(client, &axon, &wanted) => answer,
-                _ = &mut serving => return,
-            },
+            Some(client) => measure(client, &axon, &wanted).await,
             None => json!({}),
         };
         let (cpu, peak) = usage();
