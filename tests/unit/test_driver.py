@@ -25,7 +25,6 @@ from lightning._core.io.transport import (
     ClientEndpoint,
     Connection,
     Identity,
-    ServerEndpoint,
     TransportConfig,
 )
 from lightning._core.quic.config import EngineConfig
@@ -34,6 +33,7 @@ from lightning.errors import ConnectionClosed
 from tests.support.echo_process import CONFIG, hold_the_gil
 from tests.support.raw_peer import frame
 from tests.support.waiting import until, until_async
+from tests.unit.test_transport import Server, ask
 
 HELD = 5.0  # seconds
 
@@ -73,18 +73,6 @@ class Told(Link):
 
     def on_failure(self, error):
         raise error
-
-
-async def ask(connection, payload=b"q"):
-    """Send one request and wait for the payload of its answer."""
-    answer = asyncio.get_running_loop().create_future()
-    connection.exchanges.start(
-        frame(3, payload),
-        lambda exchange, kind, data: (exchange.complete(), answer.set_result(data)),
-        lambda exchange, error: answer.set_exception(error),
-    )
-    async with asyncio.timeout(30):
-        return await answer
 
 
 @pytest.fixture
@@ -161,12 +149,7 @@ async def test_keep_alives_are_on_time_while_a_client_holds_the_gil(echo_process
 
 async def test_an_owner_that_is_there_does_the_work_itself():
     """The thread of an endpoint whose loop runs has nothing to do."""
-    server = ServerEndpoint(
-        TransportConfig(**CONFIG),
-        Identity.generate(),
-        on_connection=lambda connection: None,
-        on_request=lambda c, exchange, k, payload: exchange.respond(frame(4, payload)),
-    )
+    server = Server(**CONFIG).endpoint
     await server.open(socket.AF_INET, ("127.0.0.1", 0))
     async with dialled(server.local_addr.port) as connection:
         for _ in range(100):
@@ -299,12 +282,7 @@ async def test_dials_to_a_dead_port_fail_at_once_and_others_go_on(echo_process):
 
 async def test_an_established_connection_ignores_unreachable_errors():
     """Anybody can make one up (RFC 9000 14.2.1): only silence ends it."""
-    server = ServerEndpoint(
-        TransportConfig(**CONFIG),
-        Identity.generate(),
-        on_connection=lambda connection: None,
-        on_request=lambda c, exchange, k, payload: exchange.respond(frame(4, payload)),
-    )
+    server = Server(**CONFIG).endpoint
     await server.open(socket.AF_INET, ("127.0.0.1", 0))
     port = server.local_addr.port
     async with dialled(port, idle_timeout=0.6, keep_alive_interval=0.1) as connection:
