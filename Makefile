@@ -4,7 +4,7 @@ PY := $(VENV)/bin/python
 SETUP := LIGHTNING_VENV=$(VENV) tools/setup.sh
 CODE := lightning tests examples tools bench setup.py
 
-.PHONY: help demo test bench bench-micro interop peer-suite build debug annotate lint types format cov sanitize tsan fuzz soak dist clean
+.PHONY: help demo test bench bench-quick bench-docs bench-micro interop peer-suite build debug annotate lint types format cov sanitize tsan fuzz soak dist clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -18,6 +18,12 @@ test: build ## the test suite
 
 bench: build ## side by side with what users would pick instead; needs a quiet machine
 	$(PY) -m bench.compare
+
+bench-quick: build ## the same in two minutes, for a look
+	$(PY) -m bench.compare --quick
+
+bench-docs: ## write docs/benchmarks.md and its charts from the last run of make bench
+	$(PY) -m bench.compare --tables build/compare/compare.json --docs >/dev/null
 
 bench-micro: build ## what an operation costs: instructions, times, memory
 	$(PY) -m pip install -q --disable-pip-version-check --group bench

@@ -1,22 +1,25 @@
 """One contender's server, client or both, in a process of its own.
 
-Run as ``python -m bench.compare.ends ROLE CONTENDER [PORT]``. It prints a line when it is
-ready (a server: with its port), then answers a JSON object a line on standard input with
-one on standard output, until its input ends. The Rust program speaks the same::
+Run as ``python -m bench.compare.ends ROLE CONTENDER PORT``. It prints "ready", then
+answers a JSON object a line on standard input with one on standard output, until its input
+ends. The Rust program speaks the same::
 
     {"op": "setup", "count": 100}
     {"op": "latency", "size": 1024, "count": 1000}
     {"op": "throughput", "size": 1024, "count": 10000, "callers": 32, "how": "threads"}
     {"op": "usage"}
 
-Answers have ``seconds`` (a list, one for each) or ``elapsed``, and ``cpu`` and
-``peak_kib`` of the process.
+Answers have ``seconds`` (a list, one for each) or ``elapsed``, and ``cpu`` of the process.
+At module level only the standard library is imported, for each contender has an environment
+of its own.
 """
 
+import abc
 import asyncio
 import contextlib
 import importlib
 import json
+import logging
 import resource
 import sys
 import threading
@@ -34,15 +37,20 @@ WARM_UP = 50
 SERVER = {"max_handshake_attempts_per_minute": 1_000_000}
 
 
+def payload(size: int) -> bytes:
+    """Make the peer's published payload."""
+    return b"\x42" * size
+
+
 def request(size: int) -> dict[str, Any]:
-    """Make the peer's published request: bytes of 0x42."""
-    return {"synapse_type": "echo", "data": {"payload": b"\x42" * size}}
+    """Make a request with that payload."""
+    return {"synapse_type": "echo", "data": {"payload": payload(size)}}
 
 
-def usage() -> dict[str, float]:
-    """Return CPU seconds and the peak of memory so far."""
+def processor_time() -> float:
+    """Return the CPU seconds that this process has used."""
     used = resource.getrusage(resource.RUSAGE_SELF)
-    return {"cpu": used.ru_utime + used.ru_stime, "peak_kib": used.ru_maxrss}
+    return used.ru_utime + used.ru_stime
 
 
 def timed(run: Callable[[], object]) -> float:
@@ -147,19 +155,116 @@ class Blocking:
         return {"elapsed": elapsed * count / (count // callers * callers)}
 
 
-class Asynchronous:
-    """Our asyncio faces, on a loop of their own."""
+class OnLoop(abc.ABC):
+    """What is asked on an event loop of its own."""
 
-    def __init__(self) -> None:
-        self._module = importlib.import_module("lightning")
-        self._loop = asyncio.new_event_loop()
+    def __init__(
+        self, new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+    ) -> None:
+        self._loop = new_loop()
+        self._client: Any = None
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
 
-    def _run(self, coroutine: Any) -> Any:
+    @abc.abstractmethod
+    def serve(self, port: int) -> None:
+        """Start the server."""
+
+    @abc.abstractmethod
+    def know(self, port: int) -> None:
+        """Remember where the server is."""
+
+    @abc.abstractmethod
+    async def dial(self) -> Any:
+        """Make a client, as connected as it can be."""
+
+    @abc.abstractmethod
+    def prepare(self, size: int) -> Any:
+        """Make what `ask` is given."""
+
+    @abc.abstractmethod
+    async def ask(self, client: Any, asked: Any) -> None:
+        """Make one request; the answer must be a success."""
+
+    @abc.abstractmethod
+    async def close(self, client: Any) -> None:
+        """Close a client."""
+
+    def run(self, coroutine: Any) -> Any:
+        """Run on the loop, and wait."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def connect(self, port: int) -> None:
+        """Make the client that is measured."""
+        self.know(port)
+        self._client = self.run(self.dial())
+        self.latency(256, WARM_UP)
+
+    def setup(self, count: int) -> dict[str, Any]:
+        """Measure a new connection, its login and its first answer."""
+        asked = self.prepare(256)
+
+        async def run() -> list[float]:
+            seconds = []
+            for _ in range(count):
+                start = time.perf_counter()
+                client = await self.dial()
+                await self.ask(client, asked)
+                seconds.append(time.perf_counter() - start)
+                await self.close(client)
+            return seconds
+
+        return {"seconds": self.run(run())}
+
+    def latency(self, size: int, count: int) -> dict[str, Any]:
+        """Measure requests, one after the other."""
+        asked = self.prepare(size)
+
+        async def run() -> list[float]:
+            seconds = []
+            for _ in range(count):
+                start = time.perf_counter()
+                await self.ask(self._client, asked)
+                seconds.append(time.perf_counter() - start)
+            return seconds
+
+        return {"seconds": self.run(run())}
+
+    def throughput(
+        self, size: int, count: int, callers: int, how: str
+    ) -> dict[str, Any]:
+        """Measure requests of many tasks at a time."""
+        if how != "tasks":
+            raise ValueError(f"no way to do it: {how}")
+        asked = self.prepare(size)
+
+        async def call() -> None:
+            for _ in range(count // callers):
+                await self.ask(self._client, asked)
+
+        async def run() -> float:
+            start = time.perf_counter()
+            await asyncio.gather(*(call() for _ in range(callers)))
+            return time.perf_counter() - start
+
+        elapsed = self.run(run())
+        return {"elapsed": elapsed * count / (count // callers * callers)}
+
+
+class Asynchronous(OnLoop):
+    """Our asyncio faces."""
+
+    def __init__(
+        self, new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+    ) -> None:
+        super().__init__(new_loop)
+        self._module = importlib.import_module("lightning")
+        self._axon: Any = None
 
     def serve(self, port: int) -> None:
         """Start the server on the loop."""
+
+        async def echo(data: dict[str, Any]) -> dict[str, Any]:
+            return data
 
         async def start() -> Any:
             server = self._module.AsyncLightningServer(
@@ -169,88 +274,61 @@ class Asynchronous:
                 config=self._module.LightningServerConfig(**SERVER),
             )
             server.set_miner_keypair(MINER_SEED)
-            server.register_synapse_handler("echo", lambda data: data)
+            server.register_synapse_handler("echo", echo)
             await server.start()
             return server
 
-        self._server = self._run(start())
+        self._server = self.run(start())
 
-    async def _dial(self) -> Any:
+    def know(self, port: int) -> None:
+        """Remember where the server is."""
+        self._axon = self._module.QuicAxonInfo(MINER, "127.0.0.1", port)
+
+    async def dial(self) -> Any:
+        """Make a client that is logged in."""
         client = self._module.AsyncLightning(VALIDATOR)
         client.set_validator_keypair(VALIDATOR_SEED)
         await client.initialize_connections([self._axon])
         return client
 
-    async def _ask(self, client: Any, asked: dict[str, Any]) -> None:
+    def prepare(self, size: int) -> Any:
+        """Make a request."""
+        return request(size)
+
+    async def ask(self, client: Any, asked: Any) -> None:
+        """Make one request."""
         answer = await client.query_axon(self._axon, asked, timeout_secs=TIMEOUT)
         if not answer.success:
             raise RuntimeError(answer.error)
 
-    def connect(self, port: int) -> None:
-        """Make the client that is measured."""
-        self._axon = self._module.QuicAxonInfo(MINER, "127.0.0.1", port)
-        self._client = self._run(self._dial())
-        self.latency(256, WARM_UP)
+    async def close(self, client: Any) -> None:
+        """Close a client."""
+        await client.close()
 
-    def setup(self, count: int) -> dict[str, Any]:
-        """Measure a new connection, its login and its first answer."""
 
-        async def run() -> list[float]:
-            seconds = []
-            for _ in range(count):
-                start = time.perf_counter()
-                client = await self._dial()
-                await self._ask(client, request(256))
-                seconds.append(time.perf_counter() - start)
-                await client.close()
-            return seconds
+def on_uvloop() -> Asynchronous:
+    """Make our asyncio faces on uvloop's loop."""
+    return Asynchronous(importlib.import_module("uvloop").new_event_loop)
 
-        return {"seconds": self._run(run())}
 
-    def latency(self, size: int, count: int) -> dict[str, Any]:
-        """Measure requests, one after the other."""
-        asked = request(size)
-
-        async def run() -> list[float]:
-            seconds = []
-            for _ in range(count):
-                start = time.perf_counter()
-                await self._ask(self._client, asked)
-                seconds.append(time.perf_counter() - start)
-            return seconds
-
-        return {"seconds": self._run(run())}
-
-    def throughput(
-        self, size: int, count: int, callers: int, how: str
-    ) -> dict[str, Any]:
-        """Measure requests of many tasks at a time."""
-        if how != "tasks":
-            raise ValueError(f"no way to do it: {how}")
-        asked = request(size)
-
-        async def call() -> None:
-            for _ in range(count // callers):
-                await self._ask(self._client, asked)
-
-        async def run() -> float:
-            start = time.perf_counter()
-            await asyncio.gather(*(call() for _ in range(callers)))
-            return time.perf_counter() - start
-
-        elapsed = self._run(run())
-        return {"elapsed": elapsed * count / (count // callers * callers)}
+def bittensor() -> OnLoop:
+    """Make bittensor's dendrite and axon."""
+    return importlib.import_module("bench.compare.bittensor_end").Bittensor()
 
 
 CONTENDERS: dict[str, Callable[[], Any]] = {
     "ours": lambda: Blocking("lightning"),
     "ours-asyncio": Asynchronous,
+    "ours-uvloop": on_uvloop,
     "peer": lambda: Blocking("btlightning"),
+    "bittensor": bittensor,
 }
 
 
 def main(role: str, contender: str, port: int) -> None:
     """Be one end until standard input ends."""
+    # Set-ups log in with the hotkey that is connected already, which is worth a warning.
+    logging.getLogger("lightning").setLevel(logging.ERROR)
     end = CONTENDERS[contender]()
     if role in ("server", "both"):
         end.serve(port)
@@ -260,12 +338,13 @@ def main(role: str, contender: str, port: int) -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         operation = asked.pop("op")
-        before = usage()["cpu"]
-        answer = {} if operation == "usage" else getattr(end, operation)(**asked)
-        used = usage()
-        if operation != "usage":
-            used["cpu"] -= before
-        print(json.dumps({**answer, **used}), flush=True)
+        if operation == "usage":
+            answer = {"cpu": processor_time()}
+        else:
+            before = processor_time()
+            answer = getattr(end, operation)(**asked)
+            answer["cpu"] = processor_time() - before
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

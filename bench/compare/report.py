@@ -1,97 +1,249 @@
-"""The report: tables in Markdown, with the ratio of each pair."""
+"""The report: one page in Markdown, with the ratio of each pair beside its goal."""
 
+from collections.abc import Sequence
 from typing import Any
 
-# What is compared, with whom, and by how much it is to be better: the layout, the
-# operation, our contender and its way, theirs and their way.
-PAIRS = (
-    ("one process", "setup", "ours", None, "peer", None),
-    ("two processes", "setup", "ours-asyncio", None, "peer-rust", None),
-    ("one process", "latency", "ours", None, "peer", None),
-    ("two processes", "latency", "ours", None, "peer-rust", None),
-    ("two processes", "latency", "ours-asyncio", None, "peer-rust", None),
-    ("one process", "throughput", "ours", "executor", "peer", "executor"),
-    ("one process", "throughput", "ours", "threads", "peer", "threads"),
-    ("two processes", "throughput", "ours", "threads", "peer-rust", "tasks"),
-    ("two processes", "throughput", "ours-asyncio", "tasks", "peer-rust", "tasks"),
-)
+from bench.compare.charts import CHARTS
+from bench.compare.goals import Ratio, equal_messages, ratios
+from bench.compare.words import duration, size_name
 
 
-def size_name(size: int | None) -> str:
-    """Write a size as people do."""
-    if size is None:
-        return ""
-    if size % 1048576 == 0:
-        return f"{size // 1048576} MiB"
-    return f"{size // 1024} KiB" if size % 1024 == 0 else f"{size} B"
+def memory(kib: int | None) -> str:
+    """Write an amount of memory."""
+    return "" if kib is None else f"{kib / 1024:,.0f}"
 
 
-def markdown(found: dict[str, Any]) -> str:
-    """Return the page."""
-    about = found["about"]
-    versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
-    lines = [
-        "# Side by side",
-        "",
-        f"{about['date']}; {about['machine']}; load {about['load']:.1f}; {versions}.",
-        "Both ends on one machine over loopback; contenders took turns in one run.",
-        "",
-    ]
-    for layout in dict.fromkeys(row["layout"] for row in found["results"]):
-        rows = [row for row in found["results"] if row["layout"] == layout]
+def row_name(row: dict[str, Any]) -> str:
+    """Name a contender and how it made many requests at a time."""
+    return f"{row['contender']}, {row['how']}" if row["how"] else row["contender"]
+
+
+def markdown(found: dict[str, Any], charts: str = "charts") -> str:
+    """Return the page.
+
+    Args:
+        found: What was measured.
+        charts: Where the charts are, from the page; nothing without them.
+    """
+    rows = found["results"]
+    layouts = list(dict.fromkeys(row["layout"] for row in rows))
+    lines = ["# Side by side", "", *introduction(found), ""]
+    if charts:
+        for name in CHARTS:
+            lines += [picture(f"{charts}/{name}", CHARTS[name].title), ""]
+    lines += ["## Ratios", "", *ratio_table(list(ratios(rows)), found["messages"]), ""]
+    for layout in layouts:
+        mine = [row for row in rows if row["layout"] == layout]
+        of = {name: [row for row in mine if row["op"] == name] for name in OPERATIONS}
         lines += [f"## {layout.capitalize()}", ""]
-        lines += table(rows, "latency", "Request, one after the other")
-        lines += table(rows, "throughput", "Requests a second, 32 callers")
-        lines += table(rows, "setup", "Connection, login and first answer")
-    lines += ["## Ratios", "", *ratios(found["results"]), ""]
-    return "\n".join(lines)
+        for operation, (title, write) in OPERATIONS.items():
+            if of[operation]:
+                lines += [f"### {title}", "", *write(of[operation]), ""]
+    lines += ["## Bytes on the wire", "", *wire_tables(found), ""]
+    for layout in layouts:
+        mine = [row for row in rows if row["layout"] == layout]
+        lines += [
+            f"## {layout.capitalize()}, in full",
+            "",
+            FULL,
+            "",
+            *details(mine),
+            "",
+        ]
+    return "\n".join(lines).rstrip() + "\n"
 
 
-def table(rows: list[dict[str, Any]], operation: str, title: str) -> list[str]:
-    """Return one operation's table."""
-    rows = [row for row in rows if row["op"] == operation]
-    rate = operation == "throughput"
-    head = "| payload | contender | " + (
-        "requests/s | " if rate else "p50 µs | p95 µs | p99 µs | "
+def introduction(found: dict[str, Any]) -> list[str]:
+    """Say who, where, when and how."""
+    about, plan = found["about"], found["plan"]
+    versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
+    names = "; ".join(f"`{k}` is {v}" for k, v in about["contenders"].items())
+    where = (
+        f"Measured by `make bench` on {about['date'][:10]} ({about['date'][11:16]} UTC) "
+        f"on {about['machine']}; load before {about['load']:.1f}, "
+        f"{about['stolen']:.1%} of the time taken by the hypervisor; {versions}."
     )
-    lines = [
-        f"### {title}",
-        "",
-        head + "CPU µs | bytes on the wire | peak MiB |",
-        "|---|---|" + "---:|" * (4 if rate else 6),
-    ]
-    for row in rows:
-        name = row["contender"] + (f", {row['how']}" if row["how"] else "")
-        values = (
-            f"{row['rate']:,.0f}"
-            if rate
-            else f"{row['p50_us']:,.0f} | {row['p95_us']:,.0f} | {row['p99_us']:,.0f}"
-        )
-        lines.append(
-            f"| {size_name(row['size'])} | {name} | {values} | {row['cpu_us']:,.0f} | "
-            f"{row['wire_bytes']:,.0f} | {row['peak_kib'] / 1024:,.0f} |"
-        )
-    return [*lines, ""]
+    how = (
+        f"{names}. Each client talks to its own server over loopback; the handler "
+        "echoes a payload of bytes 0x42. Both ends are in one process, or in two. "
+        "Everybody's processes live through the run and take turns, "
+        f"{plan['turns']} each, with at most {plan['seconds']:g} s of requests or "
+        f"{plan['setups']} set-ups at a time; whoever's turn it is not is stopped. A "
+        f"turn is up to {plan['latencies']:,} requests one after the other, or up to "
+        f"{plan['requests']:,} requests 32 at a time. A set-up is a new client, its "
+        "connection, its login and its first answer."
+    )
+    caution = (
+        "Percentiles are over all samples, rates are the median of the turns. Times "
+        "are those of that machine at that moment: ratios are what carries over."
+    )
+    return [where, "", how, "", caution]
 
 
-def ratios(rows: list[dict[str, Any]]) -> list[str]:
+def picture(path: str, title: str) -> str:
+    """Show a chart, as light or dark as the reader's page."""
+    return (
+        f'<picture><source media="(prefers-color-scheme: dark)" '
+        f'srcset="{path}-dark.svg"><img alt="{title}" src="{path}-light.svg"></picture>'
+    )
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> list[str]:
+    """Return a table.
+
+    Args:
+        head: Names of the columns.
+        rows: Their cells.
+        align: "l" or "r" for each column; the last one goes on.
+    """
+    align = align.ljust(len(head), align[-1])
+    rules = [{"l": "---", "r": "---:"}[side] for side in align[: len(head)]]
+    return [f"| {' | '.join(cells)} |" for cells in (head, rules, *rows)]
+
+
+def ratio_table(found: Sequence[Ratio], messages: list[dict[str, Any]]) -> list[str]:
     """Return what our times and rates are, as a multiple of theirs."""
-    lines = ["| what | ours / theirs | payload | ratio |", "|---|---|---|---:|"]
-    for layout, operation, ours, our_way, theirs, their_way in PAIRS:
-        for mine in rows:
-            if (mine["layout"], mine["op"], mine["contender"], mine["how"]) != (
-                layout, operation, ours, our_way,
-            ):  # fmt: skip
-                continue
-            for other in rows:
-                if (other["layout"], other["op"], other["contender"], other["how"]) != (
-                    layout, operation, theirs, their_way,
-                ) or other["size"] != mine["size"]:  # fmt: skip
-                    continue
-                key = "rate" if operation == "throughput" else "p50_us"
-                lines.append(
-                    f"| {layout}, {operation} | {ours} {our_way or ''} / {theirs} "
-                    f"{their_way or ''} | {size_name(mine['size'])} | "
-                    f"{mine[key] / other[key]:.2f} |"
-                )
-    return lines
+    head = ("what", "ours / theirs", "payload", "ratio", "of turns", "goal", "")
+    rows = []
+    for ratio in found:
+        goal = ratio.goal
+        bound = "at least" if goal.is_rate else "at most"
+        wanted = f"{bound} {ratio.floor:g}"
+        if ratio.aim is not None:
+            wanted += f", aim {ratio.aim:g}"
+        verdict = "reached" if ratio.reaches(ratio.floor) else "**not reached**"
+        if ratio.reaches(ratio.aim):
+            verdict = "aim reached"
+        ours, theirs = (
+            f"{name}, {how}" if how else name for name, how in (goal.ours, goal.theirs)
+        )
+        rows.append(
+            (
+                f"{ratio.layout}, {goal.operation}",
+                f"{ours} / {theirs}",
+                size_name(ratio.size),
+                f"{ratio.value:.2f}",
+                f"{ratio.low:.2f} to {ratio.high:.2f}",
+                wanted,
+                verdict,
+            )
+        )
+    names = ", ".join(dict.fromkeys(row["contender"] for row in messages))
+    for size, is_equal in equal_messages(messages):
+        verdict = "reached" if is_equal else "**not reached**"
+        what = ("bytes of a message", names, size_name(size))
+        rows.append((*what, "equal" if is_equal else "differ", "", "equal", verdict))
+    meaning = (
+        "Ours as a multiple of theirs: of times less is better, of rates more. The ratio "
+        "is the median of the turns' ratios."
+    )
+    return [meaning, "", *table(head, rows, "lllrrl")]
+
+
+def overview(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return one number of each contender, by size."""
+    names = list(dict.fromkeys(row_name(row) for row in rows))
+    cells = {
+        (row["size"], row_name(row)): (
+            f"{row['rate']:,.0f}" if "rate" in row else duration(row["p50_us"])
+        )
+        for row in rows
+    }
+    body = [
+        (size_name(size), *(cells.get((size, name), "") for name in names))
+        for size in sorted({row["size"] for row in rows})
+    ]
+    return table(("payload", *names), body, "lr")
+
+
+def wire_tables(found: dict[str, Any]) -> list[str]:
+    """Return sizes of messages, and of all that is sent for them."""
+    about_messages = (
+        "A message is what an end writes on a stream. Those of all contenders that "
+        "speak the same protocol were taken down and compared, byte for byte but for "
+        "the time in them."
+    )
+    about_all = (
+        "All that is sent for a request, with acknowledgements, counted by a relay in "
+        "the middle: payloads of UDP datagrams, or what passes through TCP connections "
+        "(whose segments are not counted)."
+    )
+    verdicts = dict(equal_messages(found["messages"]))
+    head = ("payload", "request, bytes", "answer, bytes", "all the same")
+    rows = {}
+    for row in found["messages"]:
+        rows[row["size"]] = (
+            size_name(row["size"]),
+            f"{row['request_bytes']:,}",
+            f"{row['answer_bytes']:,}",
+            "yes" if verdicts[row["size"]] else "**no**",
+        )
+    messages = table(head, list(rows.values()), "lr")
+    head = ("payload", "contender", "sent, bytes", "answered", "datagrams", "answered")
+    body = [
+        (
+            size_name(row["size"]),
+            row_name(row),
+            f"{row['sent_bytes']:,.0f}",
+            f"{row['answered_bytes']:,.0f}",
+            *(
+                f"{row[name]:,.1f}" if row[name] else ""
+                for name in ("sent_datagrams", "answered_datagrams")
+            ),
+        )
+        for row in sorted(found["wire"], key=lambda row: row["size"])
+    ]
+    return [about_messages, "", *messages, "", about_all, "", *table(head, body, "llr")]
+
+
+def setups(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return what a new connection takes."""
+    names = ("p50_us", "p95_us", "p99_us")
+    body = [(row_name(row), *(duration(row[name]) for name in names)) for row in rows]
+    return table(("contender", "p50", "p95", "p99"), body, "lr")
+
+
+def details(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return all rows of a layout."""
+    apart = rows[0]["server_peak_kib"] is not None
+    head = [
+        "what",
+        "payload",
+        "contender",
+        "p50",
+        "p95",
+        "p99",
+        "requests/s",
+        "samples",
+    ]
+    head += (
+        ["client CPU", "server CPU", "client MiB", "server MiB"]
+        if apart
+        else ["CPU", "MiB"]
+    )
+    body = []
+    for row in sorted(rows, key=lambda row: (row["op"], row["size"] or 0)):
+        rate = row["op"] == "throughput"
+        cells = [row["op"], size_name(row["size"]), row_name(row)]
+        times = ("p50_us", "p95_us", "p99_us")
+        cells += ["" if rate else duration(row[name]) for name in times]
+        cells += [f"{row['rate']:,.0f}" if rate else "", f"{row['requests']:,}"]
+        cells.append(duration(row["cpu_us"]))
+        if apart:
+            cells.append(duration(row["server_cpu_us"]))
+        cells.append(memory(row["peak_kib"]))
+        if apart:
+            cells.append(memory(row["server_peak_kib"]))
+        body.append(cells)
+    return table(head, body, "lllr")
+
+
+OPERATIONS = {
+    "setup": ("Connection, login and first answer", setups),
+    "latency": ("Requests one after the other, p50", overview),
+    "throughput": ("Requests a second, 32 at a time", overview),
+}
+FULL = (
+    "CPU is processor time a request, or a set-up; MiB the most memory that was resident "
+    "while it was measured, all in it."
+)

@@ -1,0 +1,261 @@
+"""The report of `bench/compare`: ratios, goals, tables and charts, from made-up results."""
+
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from bench.compare import charts, report
+from bench.compare.contenders import Contender
+from bench.compare.goals import GOALS, ONE, TWO, equal_messages, ratios
+from bench.compare.measure import percentile, summed_up
+from bench.compare.words import duration, size_name
+
+TITLES = {
+    "ours": "lightning, blocking",
+    "ours-asyncio": "lightning, asyncio",
+    "peer": "btlightning 0.2.15, Python",
+    "peer-rust": "btlightning 0.2.15, Rust",
+}
+
+
+def block(contender: str, op: str, turn: int, **more) -> dict:
+    layout = more.pop("layout", TWO)
+    made = {
+        "layout": layout, "contender": contender, "op": op, "turn": turn,
+        "cpu": 0.002, "server_cpu": 0.001 if layout == TWO else 0.0, "peak_kib": 2048,
+        "server_peak_kib": 1024 * turn if layout == TWO else None,
+    }  # fmt: skip
+    return made | more
+
+
+def latency(contender: str, turn: int, seconds: list[float], **more) -> dict:
+    count = len(seconds)
+    more = {"size": 1024, **more}
+    return block(contender, "latency", turn, count=count, seconds=seconds, **more)
+
+
+def throughput(contender: str, turn: int, rate: float, how: str, **more) -> dict:
+    more = {"size": 1024, **more}
+    return block(
+        contender, "throughput", turn, count=100, elapsed=100 / rate, how=how, **more
+    )
+
+
+def found() -> dict:
+    blocks = []
+    for turn in (1, 2, 3):
+        blocks += [
+            latency("ours-asyncio", turn, [0.0001 * turn] * 10),
+            latency("peer-rust", turn, [0.0002 * turn] * 10),
+            throughput("ours-asyncio", turn, 12_000, "tasks"),
+            throughput("peer-rust", turn, 10_000 * turn, "tasks"),
+            latency("ours", turn, [0.003] * 5, layout=ONE, size=1_048_576),
+            latency("peer", turn, [0.002] * 5, layout=ONE, size=1_048_576),
+            block("ours", "setup", turn, layout=ONE, count=2, seconds=[0.001, 0.001]),
+            block("peer", "setup", turn, layout=ONE, count=2, seconds=[0.002, 0.002]),
+        ]
+    message = {"size": 1024, "request_bytes": 1052, "answer_bytes": 1049}
+    sent = {"sent_bytes": 1091, "answered_bytes": 1087}
+    return {
+        "about": {
+            "date": "2026-11-25T16:59+00:00", "machine": "a machine", "load": 0.1,
+            "stolen": 0.0, "versions": {"python": "3.11.7"}, "contenders": TITLES,
+        },
+        "plan": {
+            "sizes": (1024,), "setups": 2, "latencies": 10, "requests": 100,
+            "seconds": 1.0, "turns": 3,
+        },
+        "messages": [
+            {"contender": name, "canonical": True, **message} for name in TITLES
+        ],
+        "wire": [
+            {"contender": name, "size": 1024, "how": None, **sent,
+             "sent_datagrams": datagrams, "answered_datagrams": datagrams}
+            for name, datagrams in (("ours", 1.0), ("bittensor", 0.0))
+        ],
+        "results": summed_up(blocks),
+    }  # fmt: skip
+
+
+def row(rows: list[dict], **wanted) -> dict:
+    (only,) = (r for r in rows if wanted.items() <= r.items())
+    return only
+
+
+def test_turns_are_joined():
+    """Percentiles are over all samples of all turns, a rate is the median turn's."""
+    rows = found()["results"]
+    slow = row(rows, contender="ours-asyncio", op="latency")
+    assert slow["p50_us"] == pytest.approx(200)
+    assert slow["p99_us"] == pytest.approx(300)
+    assert slow["turns"] == pytest.approx([100, 200, 300])
+    assert slow["requests"] == 30
+    assert slow["cpu_us"] == pytest.approx(0.006 / 30 * 1e6)
+    assert slow["server_peak_kib"] == 3 * 1024
+    fast = row(rows, contender="peer-rust", op="throughput")
+    assert fast["rate"] == pytest.approx(20_000)
+    assert row(rows, contender="ours", op="setup")["server_peak_kib"] is None
+
+
+def test_turns_that_come_out_of_order_are_paired():
+    """A ratio pairs turns by their number, not by when they were done."""
+    blocks = [
+        latency("ours", 1, [0.001]),
+        latency("ours", 2, [0.010]),
+        latency("peer-rust", 2, [0.020]),
+        latency("peer-rust", 1, [0.002]),
+    ]
+    (ratio,) = ratios(summed_up(blocks))
+    assert (ratio.low, ratio.high) == (pytest.approx(0.5), pytest.approx(0.5))
+
+
+def test_percentile_is_the_published_one():
+    """The value at round(part x (n - 1)) of sorted samples."""
+    assert percentile([1, 2, 3, 4], 0.5) == 3
+    assert percentile([1, 2, 3], 0.99) == 3
+    assert percentile([7], 0.95) == 7
+
+
+def test_ratios_are_medians_of_turns():
+    """A ratio is of turns that were made side by side."""
+    rates = [r for r in ratios(found()["results"]) if r.goal.is_rate]
+    (ratio,) = rates
+    # 12 000 to 10 000, 20 000 and 30 000.
+    assert ratio.value == pytest.approx(0.6)
+    assert (ratio.low, ratio.high) == (pytest.approx(0.4), pytest.approx(1.2))
+    assert not ratio.reaches(ratio.floor)
+
+
+def test_goals_are_judged_by_their_direction():
+    """Times must be at most so much, rates at least so much."""
+    by_operation = {(r.goal.operation, r.size): r for r in ratios(found()["results"])}
+    small = by_operation["latency", 1024]
+    assert (small.floor, small.aim) == (0.9, 0.7)
+    assert small.reaches(0.5)
+    assert not small.reaches(0.49)
+    large = by_operation["latency", 1_048_576]
+    assert (large.floor, large.aim) == (0.8, None)
+    assert not large.reaches(large.floor)
+    assert not large.reaches(large.aim)
+    assert by_operation["setup", None].reaches(0.6)
+    rate = by_operation["throughput", 1024]
+    assert rate.reaches(0.6)
+    assert not rate.reaches(0.61)
+
+
+def test_no_goal_aims_below_its_floor():
+    """An aim asks for more than the floor, at a size that has one."""
+    for goal in GOALS:
+        for size, aim in goal.aims.items():
+            floor = goal.floors[size]
+            assert aim > floor if goal.is_rate else aim < floor
+
+
+def test_messages_differ_when_one_is_longer_or_not_canonical():
+    """Equal means the same bytes from everybody."""
+    rows = found()["messages"]
+    assert equal_messages(rows) == [(1024, True)]
+    assert equal_messages([*rows, rows[0] | {"canonical": False}]) == [(1024, False)]
+    assert equal_messages([*rows, rows[0] | {"answer_bytes": 9}]) == [(1024, False)]
+
+
+def test_page_has_sound_tables():
+    """Every row of a table has as many cells as its head, and all goals are there."""
+    page = report.markdown(found())
+    width = 0
+    for line in page.splitlines():
+        if not line.startswith("|"):
+            width = 0
+            continue
+        cells = line.count(" |")
+        assert width in (0, cells), line
+        width = cells
+    assert (
+        "| two processes, throughput | ours-asyncio, tasks / peer-rust, tasks |" in page
+    )
+    assert "| at least 1.3, aim 2 | **not reached** |" in page
+    assert "| at most 0.9, aim 0.7 | aim reached |" in page
+    assert "| 1 KiB | 1,052 | 1,049 | yes |" in page
+    assert "2026-11-25 (16:59 UTC)" in page
+
+
+def test_page_says_where_the_run_was():
+    """Machine, load, versions and who took part are on the page."""
+    page = report.markdown(found())
+    for said in ("a machine", "load before 0.1", "python 3.11.7", *TITLES.values()):
+        assert said in page
+
+
+@pytest.mark.parametrize("theme", charts.THEMES)
+@pytest.mark.parametrize("name", charts.CHARTS)
+def test_charts_are_svg_and_stay_in_their_frame(name, theme):
+    """A chart is well-formed, and nothing that it draws is beyond its edges."""
+    root = ElementTree.fromstring(charts.svg(found(), name, theme))
+    places = [
+        (float(each.get(x)), float(each.get(y)))
+        for each in root.iter()
+        for x, y in (("x", "y"), ("cx", "cy"))
+        if each.get(x) is not None
+    ]
+    for line in root.iter("{http://www.w3.org/2000/svg}polyline"):
+        pairs = (pair.split(",") for pair in line.get("points").split())
+        places += [(float(x), float(y)) for x, y in pairs]
+    assert len(places) > 10
+    assert all(0 <= x <= charts.WIDTH and 0 <= y <= charts.HEIGHT for x, y in places)
+
+
+def test_themes_know_every_contender():
+    """Both themes have a colour for whoever may take part."""
+    for theme in charts.THEMES.values():
+        assert set(theme.series) >= {*TITLES, "ours-uvloop", "bittensor"}
+
+
+def test_scale_is_logarithmic():
+    """Equal factors are equal distances, and round values are marked."""
+    scale = charts.Scale([10.0, 1000.0], 0.0, 100.0)
+    one, two, three = (scale.place(value) for value in (10, 100, 1000))
+    assert two - one == pytest.approx(three - two)
+    assert {10.0, 100.0, 1000.0} <= set(scale.ticks())
+    assert len(charts.Scale([90.0, 110.0], 0.0, 1.0).ticks()) >= 1
+
+
+@pytest.mark.parametrize(
+    ("size", "name"),
+    [
+        (None, ""),
+        (256, "256 B"),
+        (1024, "1 KiB"),
+        (102_400, "100 KiB"),
+        (1 << 20, "1 MiB"),
+    ],
+)
+def test_sizes_have_names(size, name):
+    """A size is written with its largest whole unit."""
+    assert size_name(size) == name
+
+
+def test_durations_have_units():
+    """Below a millisecond in microseconds."""
+    assert [duration(us) for us in (93.4, 1234, 45_678)] == [
+        "93 µs",
+        "1.23 ms",
+        "45.7 ms",
+    ]
+
+
+def test_commands_name_python_contenders_only():
+    """The program in Python serves several contenders, that in Rust is one."""
+    python = Contender("ours", "", ("python", "-m", "bench.compare.ends"), ())
+    assert python.command("both", 7)[-3:] == ["both", "ours", "7"]
+    rust = Contender("peer-rust", "", ("program",), ())
+    assert rust.command("client", 7) == ["program", "client", "7"]
+
+
+def test_pictures_are_light_and_dark():
+    """The page names both files of each chart."""
+    page = report.markdown(found())
+    names = re.findall(r"charts/([a-z]+-[a-z]+)\.svg", page)
+    assert sorted(names) == sorted(
+        f"{c}-{t}" for c in charts.CHARTS for t in charts.THEMES
+    )
