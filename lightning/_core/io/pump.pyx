@@ -112,9 +112,7 @@ cdef int pump_open(
     p.socket.fd = p.wake_fd = p.notify_fd = -1
     pthread_mutex_init(&p.receiving, NULL)
     pthread_mutex_init(&p.sending, NULL)
-    status = udp_inbox_init(&p.inbox)
-    if status == 0:
-        status = udp_outbox_init(&p.outbox)
+    status = udp_outbox_init(&p.outbox)
     if status == 0:
         p.wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         p.notify_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
@@ -122,6 +120,8 @@ cdef int pump_open(
             status = -errno
     if status == 0:
         status = udp_adopt(&p.socket, fd, options)
+    if status == 0:
+        status = udp_inbox_init(&p.inbox, &p.socket)
     if status != 0:
         # The socket stays the caller's.
         p.socket.fd = -1
@@ -174,7 +174,7 @@ cdef void receive(Pump* p, int64_t now) noexcept nogil:
         return
     while left:
         left -= 1
-        count = udp_receive(&p.socket, &p.inbox)
+        count = udp_receive(&p.inbox)
         endpoint_lock(p.core)
         while udp_next(&p.inbox, &data, &size, &source, &ecn):
             endpoint_receive(p.core, data, size, source, ecn, now)

@@ -3,9 +3,11 @@
 Every function returns 0 or a count, or -errno. Sockets are non-blocking and are made
 above; addresses are the engine's.
 
-On Linux a step receives with one `recvmmsg`, and datagrams of one size for one peer
-leave with one `sendmsg` that the kernel cuts up (UDP_SEGMENT). What the kernel does not
-do it is not asked again: a driver may say EIO or EINVAL at any time.
+On Linux a step receives with one `recvmmsg` and sends with one `sendmmsg`. Datagrams of
+one size for one peer leave as one message that the kernel cuts up (UDP_SEGMENT), and
+arrive as one that it did not (UDP_GRO). What the kernel does not do it is not asked
+again: a driver may say EIO or EINVAL at any time. Elsewhere, and where
+LIGHTNING_PLAIN_UDP is set in the environment, `recvmsg` and `sendmsg` do.
 """
 
 from libc.stddef cimport size_t
@@ -15,27 +17,40 @@ from lightning._core.quic.paths cimport Address
 
 
 cdef enum UdpLimits:
-    UDP_BATCH = 32  # datagrams received with one call
-    UDP_SLOT = 2048  # bytes of one; longer ones are none of ours and are cut
-    UDP_ROOM = 65536  # bytes that one send can have
+    UDP_BATCH = 32  # messages of one call
+    UDP_SLOT = 2048  # bytes of a datagram; longer ones are none of ours
+    # With GRO, a message may be a run of datagrams. Slots that begin at various places
+    # of a page do not meet in the caches.
+    UDP_RUNS = 8
+    UDP_RUN_SLOT = 67584
+    UDP_OUT = 32  # sends that are collected before they leave
+    UDP_OUT_SIZE = 262144  # and their bytes
+    UDP_SEND_MAX = 65000  # bytes of one send, below the largest UDP payload
+    UDP_ROOM_MIN = 16384  # bytes below which what is collected leaves first
     UDP_SEGMENTS = 64  # datagrams of one send (the kernel's UDP_MAX_SEGMENTS)
-    UDP_OUT = 16  # sends that are collected before they leave
     UDP_ERRORS = 16  # bounced sends remembered; older ones go
 
 
 cdef enum UdpOptions:
     UDP_NO_GSO = 1
     UDP_NO_ECN = 2
+    UDP_NO_GRO = 4
+    UDP_PLAIN = 8  # only what every system has
 
 
 cdef struct UdpSocket:
     int fd
     bint is_ipv6
-    bint gso
+    bint plain
     bint ecn
+    bint gso
     bint gso_failed  # was on and had to be dropped
-    # Fails the next send with this errno, for tests.
+    bint gro
+    bint gro_failed
+    # For tests: fails a send with this errno, after so many messages.
     int fail_next
+    int fail_after
+    int fail_receive
     int receive_buffer  # bytes that the kernel granted
     int send_buffer
     uint64_t received
@@ -50,11 +65,17 @@ cdef struct UdpSocket:
 
 
 cdef struct UdpInbox:
-    uint8_t* data  # UDP_BATCH slots
-    void* headers  # what recvmmsg fills
+    UdpSocket* socket
+    uint8_t* data  # a slot for each message
+    void* batch  # what the system fills
     int capacity
     int count
     int next
+    # What is left of the message in turn.
+    uint8_t* at
+    size_t left
+    size_t segment
+    uint8_t ecn
     Address source
 
 
@@ -62,14 +83,15 @@ cdef struct UdpInbox:
 cdef struct UdpOut:
     Address to
     uint8_t ecn
-    size_t size
+    uint8_t* data
+    size_t size  # 0 when all has left
     size_t segment
-    size_t offset
 
 
 cdef struct UdpOutbox:
-    uint8_t* data  # UDP_ROOM for each of UDP_OUT sends
-    UdpOut items[16]
+    uint8_t* data
+    UdpOut items[32]
+    uint32_t used  # bytes of data
     uint32_t count
     uint32_t first  # the next one to leave
 
@@ -78,11 +100,12 @@ cdef struct UdpOutbox:
 cdef int udp_adopt(UdpSocket* s, int fd, uint32_t options) noexcept nogil
 cdef void udp_close(UdpSocket* s) noexcept nogil
 
-cdef int udp_inbox_init(UdpInbox* box) noexcept nogil
+# For a socket that has been adopted: 64 KiB, with GRO 528 KiB at most.
+cdef int udp_inbox_init(UdpInbox* box, UdpSocket* s) noexcept nogil
 cdef void udp_inbox_free(UdpInbox* box) noexcept nogil
 # Receive up to a batch; -EAGAIN if there is nothing, another -errno if a datagram of
 # ours bounced.
-cdef int udp_receive(UdpSocket* s, UdpInbox* box) noexcept nogil
+cdef int udp_receive(UdpInbox* box) noexcept nogil
 # Take the next datagram; the caller may change its bytes. Good until the next receive.
 cdef bint udp_next(
     UdpInbox* box, uint8_t** data, size_t* size, const Address** source, uint8_t* ecn

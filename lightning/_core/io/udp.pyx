@@ -2,11 +2,11 @@
 
 cimport cython
 from libc.errno cimport (
-    EAGAIN, EINTR, EINVAL, EIO, EMSGSIZE, ENOBUFS, ENOMEM, errno
+    EAGAIN, EINTR, EINVAL, EIO, EMSGSIZE, ENOBUFS, ENOMEM
 )
 from libc.stddef cimport size_t
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdlib cimport free, getenv, malloc
 from libc.string cimport memcpy, memset
 
 from lightning._core.quic.convert cimport address_from, address_to
@@ -23,7 +23,8 @@ cdef extern from * nogil:
     #include <sys/socket.h>
     #include <sys/uio.h>
     #include <unistd.h>
-    #if defined(__linux__)
+    #if defined(__linux__) && !defined(LIGHTNING_PORTABLE)
+    #define UDP_LINUX 1
     #include <linux/errqueue.h>
     #ifndef SOL_UDP
     #define SOL_UDP 17
@@ -31,6 +32,18 @@ cdef extern from * nogil:
     #ifndef UDP_SEGMENT
     #define UDP_SEGMENT 103
     #endif
+    #ifndef UDP_GRO
+    #define UDP_GRO 104
+    #endif
+    #endif
+
+    #if defined(UDP_LINUX)
+    #define udp_mmsghdr mmsghdr
+    #else
+    struct udp_mmsghdr {
+        struct msghdr msg_hdr;
+        unsigned int msg_len;
+    };
     #endif
 
     union udp_address {
@@ -39,15 +52,16 @@ cdef extern from * nogil:
         struct sockaddr_in6 v6;
     };
 
-    struct udp_header {
-    #if defined(__linux__)
-        struct mmsghdr message;
-    #else
-        struct { struct msghdr msg_hdr; unsigned int msg_len; } message;
-    #endif
-        union udp_address from;
+    /* What a message's header points to. */
+    struct udp_envelope {
+        union udp_address address;
         struct iovec vec;
-        alignas(struct cmsghdr) char control[64];
+        alignas(struct cmsghdr) char control[96];
+    };
+
+    struct udp_batch {
+        struct udp_mmsghdr messages[32];
+        struct udp_envelope envelopes[32];
     };
 
     static int udp_set(int fd, int level, int name, int value) {
@@ -91,56 +105,60 @@ cdef extern from * nogil:
     }
 
     static int udp_probe_gso(int fd) {
-    #if defined(__linux__)
+    #if defined(UDP_LINUX)
         return udp_get(fd, SOL_UDP, UDP_SEGMENT) >= 0;
     #else
         return 0;
     #endif
     }
 
-    static void *udp_headers_new(unsigned char *data, int count, size_t slot) {
-        struct udp_header *h = (struct udp_header *) calloc(count, sizeof *h);
-        if (h == NULL) return NULL;
-        for (int i = 0; i < count; i++) {
-            h[i].vec.iov_base = data + i * slot;
-            h[i].vec.iov_len = slot;
-        }
-        return h;
-    }
-
-    static void udp_header_reset(struct udp_header *h) {
-        struct msghdr *m = &h->message.msg_hdr;
-        m->msg_name = &h->from;
-        m->msg_namelen = sizeof h->from;
-        m->msg_iov = &h->vec;
-        m->msg_iovlen = 1;
-        m->msg_control = h->control;
-        m->msg_controllen = sizeof h->control;
-        m->msg_flags = 0;
-    }
-
-    static int udp_receive_batch(int fd, void *headers, int count) {
-        struct udp_header *h = (struct udp_header *) headers;
-        int i, n = 0;
-    #if defined(__linux__)
-        struct mmsghdr batch[32];
-        for (i = 0; i < count; i++) {
-            udp_header_reset(&h[i]);
-            batch[i] = h[i].message;
-        }
-        n = recvmmsg(fd, batch, count, MSG_DONTWAIT, NULL);
-        for (i = 0; i < n; i++) h[i].message = batch[i];
+    static int udp_set_gro(int fd, int value) {
+    #if defined(UDP_LINUX)
+        return udp_set(fd, SOL_UDP, UDP_GRO, value) == 0;
     #else
-        for (i = 0; i < count; i++) {
-            udp_header_reset(&h[i]);
-            ssize_t size = recvmsg(fd, &h[i].message.msg_hdr, MSG_DONTWAIT);
-            if (size < 0) break;
-            h[i].message.msg_len = (unsigned int) size;
-            n++;
-        }
-        if (n == 0) n = -1;
+        return 0;
     #endif
-        return n < 0 ? -errno : n;
+    }
+
+    static struct udp_batch *udp_inbox_new(unsigned char *data, int count,
+                                           size_t slot) {
+        struct udp_batch *b = (struct udp_batch *) calloc(1, sizeof *b);
+        int i;
+        if (b == NULL) return NULL;
+        for (i = 0; i < count; i++) {
+            struct msghdr *m = &b->messages[i].msg_hdr;
+            struct udp_envelope *e = &b->envelopes[i];
+            e->vec.iov_base = data + i * slot;
+            e->vec.iov_len = slot;
+            m->msg_name = &e->address;
+            m->msg_iov = &e->vec;
+            m->msg_iovlen = 1;
+            m->msg_control = e->control;
+        }
+        return b;
+    }
+
+    /* `used` slots have been filled since they were made ready. */
+    static int udp_receive_batch(int fd, struct udp_batch *b, int used, int count,
+                                 int plain) {
+        int i, n = 0;
+        for (i = 0; i < used; i++) {
+            struct msghdr *m = &b->messages[i].msg_hdr;
+            m->msg_namelen = sizeof b->envelopes[i].address;
+            m->msg_controllen = sizeof b->envelopes[i].control;
+        }
+    #if defined(UDP_LINUX)
+        if (!plain) {
+            n = recvmmsg(fd, b->messages, count, MSG_DONTWAIT, NULL);
+            return n < 0 ? -errno : n;
+        }
+    #endif
+        for (; n < count; n++) {
+            ssize_t size = recvmsg(fd, &b->messages[n].msg_hdr, MSG_DONTWAIT);
+            if (size < 0) break;
+            b->messages[n].msg_len = (unsigned int) size;
+        }
+        return n ? n : -errno;
     }
 
     /* Fills family, port, scope and address; 0 if it is of no family of ours. */
@@ -164,15 +182,16 @@ cdef extern from * nogil:
         return 1;
     }
 
-    static int udp_header_read(void *headers, int i, unsigned char **data, size_t *size,
-                               unsigned char *ecn, unsigned char *family,
-                               unsigned short *port, unsigned int *scope,
-                               unsigned char *ip) {
-        struct udp_header *h = (struct udp_header *) headers + i;
-        struct msghdr *m = &h->message.msg_hdr;
+    /* Returns 0 if it is none of ours. Without GRO, all of it is one segment. */
+    static int udp_inbox_read(struct udp_batch *b, int i, unsigned char **data,
+                              size_t *size, size_t *segment, unsigned char *ecn,
+                              unsigned char *family, unsigned short *port,
+                              unsigned int *scope, unsigned char *ip) {
+        struct msghdr *m = &b->messages[i].msg_hdr;
         struct cmsghdr *c;
-        *data = (unsigned char *) h->vec.iov_base;
-        *size = h->message.msg_len;
+        int value;
+        *data = (unsigned char *) b->envelopes[i].vec.iov_base;
+        *segment = *size = b->messages[i].msg_len;
         *ecn = 0;
         for (c = CMSG_FIRSTHDR(m); c != NULL; c = CMSG_NXTHDR(m, c)) {
             if (c->cmsg_level == IPPROTO_IP && (c->cmsg_type == IP_TOS
@@ -182,55 +201,60 @@ cdef extern from * nogil:
                 )) {
                 *ecn = *(unsigned char *) CMSG_DATA(c) & 3;
             } else if (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_TCLASS) {
-                int value;
                 memcpy(&value, CMSG_DATA(c), sizeof value);
                 *ecn = value & 3;
+    #if defined(UDP_LINUX)
+            } else if (c->cmsg_level == SOL_UDP && c->cmsg_type == UDP_GRO) {
+                memcpy(&value, CMSG_DATA(c), sizeof value);
+                if (value > 0) *segment = (size_t) value;
+    #endif
             }
         }
-        if (m->msg_flags & MSG_TRUNC) return 0;
-        return udp_read_address(&h->from, family, port, scope, ip);
+        /* With a header missing, the segments' size may be. */
+        if (m->msg_flags & (MSG_TRUNC | MSG_CTRUNC)) return 0;
+        return udp_read_address(&b->envelopes[i].address, family, port, scope, ip);
     }
 
-    static int udp_send_one(int fd, unsigned char *data, size_t size, size_t segment,
-                            int ecn, int v6, unsigned char family, unsigned short port,
-                            unsigned int scope, const unsigned char *ip) {
-        union udp_address to;
-        struct iovec vec = {data, size};
-        struct msghdr m;
-        alignas(struct cmsghdr) char control[64];
-        struct cmsghdr *c;
+    /* Makes a message ready; it must not be moved. Returns 0 or -errno. */
+    static int udp_batch_put(struct udp_batch *b, int i, unsigned char *data,
+                             size_t size, size_t segment, int ecn, int v6,
+                             unsigned char family, unsigned short port,
+                             unsigned int scope, const unsigned char *ip) {
+        struct udp_envelope *e = &b->envelopes[i];
+        struct msghdr *m = &b->messages[i].msg_hdr;
+        struct cmsghdr *c = (struct cmsghdr *) e->control;
+        union udp_address *to = &e->address;
         size_t used = 0;
-        memset(&to, 0, sizeof to);
-        memset(&m, 0, sizeof m);
-        m.msg_name = &to;
-        m.msg_iov = &vec;
-        m.msg_iovlen = 1;
+        if (family != (v6 ? 6 : 4)) return -EAFNOSUPPORT;
+        memset(to, 0, sizeof *to);
+        memset(m, 0, sizeof *m);
+        e->vec.iov_base = data;
+        e->vec.iov_len = size;
+        m->msg_name = to;
+        m->msg_iov = &e->vec;
+        m->msg_iovlen = 1;
         if (v6) {
-            if (family != 6) { errno = EAFNOSUPPORT; return -1; }
-            to.v6.sin6_family = AF_INET6;
-            to.v6.sin6_port = htons(port);
-            to.v6.sin6_scope_id = scope;
-            memcpy(&to.v6.sin6_addr, ip, 16);
-            m.msg_namelen = sizeof to.v6;
+            to->v6.sin6_family = AF_INET6;
+            to->v6.sin6_port = htons(port);
+            to->v6.sin6_scope_id = scope;
+            memcpy(&to->v6.sin6_addr, ip, 16);
+            m->msg_namelen = sizeof to->v6;
         } else {
-            if (family != 4) { errno = EAFNOSUPPORT; return -1; }
-            to.v4.sin_family = AF_INET;
-            to.v4.sin_port = htons(port);
-            memcpy(&to.v4.sin_addr, ip, 4);
-            m.msg_namelen = sizeof to.v4;
+            to->v4.sin_family = AF_INET;
+            to->v4.sin_port = htons(port);
+            memcpy(&to->v4.sin_addr, ip, 4);
+            m->msg_namelen = sizeof to->v4;
         }
-        memset(control, 0, sizeof control);
-        c = (struct cmsghdr *) control;
         if (ecn) {
-            int mapped = v6 && IN6_IS_ADDR_V4MAPPED(&to.v6.sin6_addr);
+            int mapped = v6 && IN6_IS_ADDR_V4MAPPED(&to->v6.sin6_addr);
             c->cmsg_level = v6 && !mapped ? IPPROTO_IPV6 : IPPROTO_IP;
             c->cmsg_type = v6 && !mapped ? IPV6_TCLASS : IP_TOS;
             c->cmsg_len = CMSG_LEN(sizeof ecn);
             memcpy(CMSG_DATA(c), &ecn, sizeof ecn);
             used += CMSG_SPACE(sizeof ecn);
-            c = (struct cmsghdr *) (control + used);
+            c = (struct cmsghdr *) (e->control + used);
         }
-    #if defined(__linux__)
+    #if defined(UDP_LINUX)
         if (size > segment) {
             unsigned short cut = (unsigned short) segment;
             c->cmsg_level = SOL_UDP;
@@ -241,10 +265,21 @@ cdef extern from * nogil:
         }
     #endif
         if (used) {
-            m.msg_control = control;
-            m.msg_controllen = used;
+            m->msg_control = e->control;
+            m->msg_controllen = used;
         }
-        return (int) sendmsg(fd, &m, MSG_DONTWAIT);
+        return 0;
+    }
+
+    /* Returns how many left, or -errno of the first one. */
+    static int udp_batch_send(int fd, struct udp_batch *b, int count, int plain) {
+    #if defined(UDP_LINUX)
+        if (count > 1 && !plain) {
+            count = sendmmsg(fd, b->messages, count, MSG_DONTWAIT);
+            return count < 0 ? -errno : count;
+        }
+    #endif
+        return sendmsg(fd, &b->messages[0].msg_hdr, MSG_DONTWAIT) < 0 ? -errno : 1;
     }
 
     /* Takes one entry of the error queue; 0 if there is none. */
@@ -282,6 +317,8 @@ cdef extern from * nogil:
     #endif
     }
     """
+    cdef struct udp_batch:
+        pass
     enum: SOL_SOCKET
     enum: SO_RCVBUF
     enum: SO_SNDBUF
@@ -289,16 +326,18 @@ cdef extern from * nogil:
     int udp_family(int fd)
     bint udp_set_options(int fd, bint v6)
     bint udp_probe_gso(int fd)
-    void* udp_headers_new(uint8_t* data, int count, size_t slot)
-    int udp_receive_batch(int fd, void* headers, int count)
-    bint udp_header_read(
-        void* headers, int i, uint8_t** data, size_t* size, uint8_t* ecn,
-        uint8_t* family, uint16_t* port, uint32_t* scope, uint8_t* ip
+    bint udp_set_gro(int fd, bint value)
+    udp_batch* udp_inbox_new(uint8_t* data, int count, size_t slot)
+    int udp_receive_batch(int fd, udp_batch* b, int used, int count, bint plain)
+    bint udp_inbox_read(
+        udp_batch* b, int i, uint8_t** data, size_t* size, size_t* segment,
+        uint8_t* ecn, uint8_t* family, uint16_t* port, uint32_t* scope, uint8_t* ip
     )
-    int udp_send_one(
-        int fd, uint8_t* data, size_t size, size_t segment, int ecn, bint v6,
-        uint8_t family, uint16_t port, uint32_t scope, const uint8_t* ip
+    int udp_batch_put(
+        udp_batch* b, int i, uint8_t* data, size_t size, size_t segment, int ecn,
+        bint v6, uint8_t family, uint16_t port, uint32_t scope, const uint8_t* ip
     )
+    int udp_batch_send(int fd, udp_batch* b, int count, bint plain)
     bint udp_read_error(
         int fd, int* error, uint8_t* family, uint16_t* port, uint32_t* scope,
         uint8_t* ip
@@ -315,8 +354,15 @@ cdef int udp_adopt(UdpSocket* s, int fd, uint32_t options) noexcept nogil:
     memset(s, 0, sizeof(UdpSocket))
     s.fd = fd
     s.is_ipv6 = family == 6
+    # For people, too, whose system's offloads are in doubt.
+    if getenv("LIGHTNING_PLAIN_UDP") is not NULL:
+        options |= UDP_PLAIN
+    if options & UDP_PLAIN:
+        options |= UDP_NO_GSO | UDP_NO_GRO
+    s.plain = options & UDP_PLAIN
     s.ecn = udp_set_options(fd, s.is_ipv6) and not options & UDP_NO_ECN
-    s.gso = udp_probe_gso(fd) and not options & UDP_NO_GSO
+    s.gso = not options & UDP_NO_GSO and udp_probe_gso(fd)
+    s.gro = not options & UDP_NO_GRO and udp_set_gro(fd, True)
     s.receive_buffer = udp_get(fd, SOL_SOCKET, SO_RCVBUF)
     s.send_buffer = udp_get(fd, SOL_SOCKET, SO_SNDBUF)
     return 0
@@ -330,29 +376,45 @@ cdef void udp_close(UdpSocket* s) noexcept nogil:
 
 # --- Receiving --------------------------------------------------------------------
 
-cdef int udp_inbox_init(UdpInbox* box) noexcept nogil:
+cdef int udp_inbox_init(UdpInbox* box, UdpSocket* s) noexcept nogil:
+    cdef size_t slot = UDP_RUN_SLOT if s.gro else UDP_SLOT
     memset(box, 0, sizeof(UdpInbox))
-    box.data = <uint8_t*> malloc(UDP_BATCH * UDP_SLOT)
+    box.socket = s
+    box.capacity = box.count = UDP_RUNS if s.gro else UDP_BATCH
+    box.next = box.count
+    # Pages that nothing was received in take no memory.
+    box.data = <uint8_t*> malloc(box.capacity * slot)
     if box.data is NULL:
         return -ENOMEM
-    box.headers = udp_headers_new(box.data, UDP_BATCH, UDP_SLOT)
-    box.capacity = UDP_BATCH
-    return 0 if box.headers is not NULL else -ENOMEM
+    box.batch = udp_inbox_new(box.data, box.capacity, slot)
+    return 0 if box.batch is not NULL else -ENOMEM
 
 
 cdef void udp_inbox_free(UdpInbox* box) noexcept nogil:
     free(box.data)
-    free(box.headers)
+    free(box.batch)
     box.data = NULL
-    box.headers = NULL
+    box.batch = NULL
 
 
-cdef int udp_receive(UdpSocket* s, UdpInbox* box) noexcept nogil:
-    cdef int count = udp_receive_batch(s.fd, box.headers, box.capacity)
+cdef int udp_receive(UdpInbox* box) noexcept nogil:
+    cdef UdpSocket* s = box.socket
+    cdef int count = -s.fail_receive
+    box.left = 0
+    if count:
+        s.fail_receive = 0
+        box.next = box.count
+    else:
+        count = udp_receive_batch(
+            s.fd, <udp_batch*> box.batch, box.count, box.capacity, s.plain
+        )
+        box.next = 0
+        box.count = max(count, 0)
+    if s.gro and (count == -EIO or count == -EINVAL):
+        udp_set_gro(s.fd, False)
+        s.gro = False
+        s.gro_failed = True
     s.receive_calls += 1
-    box.next = 0
-    box.count = max(count, 0)
-    s.received += <uint64_t> box.count
     return count
 
 
@@ -360,38 +422,48 @@ cdef bint udp_next(
     UdpInbox* box, uint8_t** data, size_t* size, const Address** source, uint8_t* ecn
 ) noexcept nogil:
     cdef Address* a = &box.source
-    while box.next < box.count:
-        box.next += 1
-        # One that was cut, or is from nowhere, is none of ours.
-        if udp_header_read(
-            box.headers, box.next - 1, data, size, ecn, &a.family, &a.port, &a.scope,
-            a.ip,
-        ) and size[0]:
+    while True:
+        while box.left == 0:
+            if box.next == box.count:
+                return False
+            box.next += 1
+            # One that was cut, or is from nowhere, is none of ours.
+            if not udp_inbox_read(
+                <udp_batch*> box.batch, box.next - 1, &box.at, &box.left, &box.segment,
+                &box.ecn, &a.family, &a.port, &a.scope, a.ip,
+            ):
+                box.left = 0
+        data[0] = box.at
+        size[0] = min(box.left, box.segment)
+        box.at += size[0]
+        box.left -= size[0]
+        box.socket.received += 1
+        if size[0] <= UDP_SLOT:
             source[0] = a
+            ecn[0] = box.ecn
             return True
-    return False
 
 
 # --- Sending ----------------------------------------------------------------------
 
 cdef int udp_outbox_init(UdpOutbox* box) noexcept nogil:
     memset(box, 0, sizeof(UdpOutbox))
-    box.data = <uint8_t*> malloc(UDP_OUT * UDP_ROOM)
+    box.data = <uint8_t*> malloc(UDP_OUT_SIZE)
     return 0 if box.data is not NULL else -ENOMEM
 
 
 cdef void udp_outbox_free(UdpOutbox* box) noexcept nogil:
     free(box.data)
     box.data = NULL
-    box.count = box.first = 0
+    box.count = box.first = box.used = 0
 
 
 cdef uint8_t* udp_room(UdpOutbox* box, size_t* capacity) noexcept nogil:
-    if box.count == UDP_OUT:
+    cdef size_t left = UDP_OUT_SIZE - box.used
+    if box.count == UDP_OUT or left < UDP_ROOM_MIN:
         return NULL
-    # Of the largest UDP payload that the system takes in one go.
-    capacity[0] = 65000
-    return box.data + <size_t> box.count * UDP_ROOM
+    capacity[0] = min(left, <size_t> UDP_SEND_MAX)
+    return box.data + box.used
 
 
 cdef void udp_commit(
@@ -401,68 +473,108 @@ cdef void udp_commit(
     box.count += 1
     o.to = to[0]
     o.ecn = ecn
+    o.data = box.data + box.used
     o.size = size
     o.segment = segment
-    o.offset = 0
+    box.used += <uint32_t> size
 
 
-cdef int send_piece(
-    UdpSocket* s, uint8_t* data, size_t size, const UdpOut* o
-) noexcept nogil:
-    """Send it; 0 or -errno."""
-    cdef int error = s.fail_next
+cdef inline size_t piece_size(const UdpSocket* s, const UdpOut* o) noexcept nogil:
+    """Return how much of it one message takes."""
+    if o.size <= o.segment:
+        return o.size
+    # Full segments, so that a rest begins with one.
+    return min(o.size, o.segment * UDP_SEGMENTS) if s.gso else o.segment
+
+
+cdef int fill(UdpSocket* s, UdpOutbox* box, udp_batch* batch) noexcept nogil:
+    """Make messages of what is next; how many, or -errno of the first."""
+    cdef UdpOut o
+    cdef uint32_t i
+    cdef size_t piece
+    cdef int count = 0
+    cdef int status
+    cdef int most = 1 if s.plain else UDP_BATCH
+    for i in range(box.first, box.count):
+        o = box.items[i]
+        while o.size:
+            if count == most:
+                return count
+            piece = piece_size(s, &o)
+            status = udp_batch_put(
+                batch, count, o.data, piece, o.segment, o.ecn if s.ecn else 0,
+                s.is_ipv6, o.to.family, o.to.port, o.to.scope, o.to.ip,
+            )
+            if status:
+                return count if count else status
+            count += 1
+            o.data += piece
+            o.size -= piece
+    return count
+
+
+cdef int send(UdpSocket* s, udp_batch* batch, int count) noexcept nogil:
+    """Send messages; how many left, or -errno of the first."""
+    cdef int status = -EAGAIN
     cdef int attempts = 2
-    s.fail_next = 0
-    if error:
-        return -error
+    if s.fail_next:
+        count = min(count, s.fail_after)
+        if count == 0:
+            status = -s.fail_next
+            s.fail_next = 0
+            return status
     while attempts:
         attempts -= 1
         s.send_calls += 1
-        if udp_send_one(
-            s.fd, data, size, o.segment, o.ecn if s.ecn else 0, s.is_ipv6, o.to.family,
-            o.to.port, o.to.scope, o.to.ip,
-        ) >= 0:
-            return 0
-        error = errno
+        status = udp_batch_send(s.fd, batch, count, s.plain)
         # The first error may be that of an earlier datagram: Linux reports it once.
-        if error == EAGAIN or error == EINTR:
+        if status > 0 or status == -EAGAIN or status == -EINTR:
             break
-    return -error
+    if s.fail_next and status > 0:
+        s.fail_after -= status
+    return status
+
+
+cdef size_t take_piece(UdpSocket* s, UdpOutbox* box) noexcept nogil:
+    """Drop the next message's bytes; how many datagrams those are."""
+    cdef UdpOut* o = &box.items[box.first]
+    cdef size_t piece = piece_size(s, o)
+    o.data += piece
+    o.size -= piece
+    if o.size == 0:
+        box.first += 1
+    return (piece + o.segment - 1) // o.segment
 
 
 cdef int udp_flush(UdpSocket* s, UdpOutbox* box) noexcept nogil:
+    cdef udp_batch batch
     cdef UdpOut* o
-    cdef uint8_t* data
-    cdef size_t piece
     cdef int status
     while box.first < box.count:
+        status = fill(s, box, &batch)
+        if status > 0:
+            status = send(s, &batch, status)
+        if status == -EAGAIN:
+            return status
+        if status == -EINTR:
+            continue
+        while status > 0:
+            status -= 1
+            s.sent += take_piece(s, box)
+        if status == 0:
+            continue
+        # Only the first one of a call can fail; what is behind it has not been tried.
         o = &box.items[box.first]
-        data = box.data + <size_t> box.first * UDP_ROOM
-        while o.offset < o.size:
-            piece = o.size - o.offset
-            if piece > o.segment:
-                # Full segments, so that a rest begins with one.
-                piece = min(piece, o.segment * UDP_SEGMENTS) if s.gso else o.segment
-            status = send_piece(s, data + o.offset, piece, o)
-            if status == -EAGAIN:
-                return status
-            if status == -EINTR:
-                continue
-            if piece > o.segment and (status == -EIO or status == -EINVAL):
-                # The driver cannot, whatever it said before: one by one, for good.
-                s.gso = False
-                s.gso_failed = True
-                continue
-            o.offset += piece
-            if status == 0:
-                s.sent += (piece + o.segment - 1) // o.segment
-            else:
-                s.not_sent += (piece + o.segment - 1) // o.segment
-                # Others say nothing about the peer: the datagram is lost, no more.
-                if status != -EMSGSIZE and status != -ENOBUFS and status != -ENOMEM:
-                    remember(s, &o.to, -status)
-        box.first += 1
-    box.first = box.count = 0
+        if piece_size(s, o) > o.segment and (status == -EIO or status == -EINVAL):
+            # The driver cannot, whatever it said before: one by one, for good.
+            s.gso = False
+            s.gso_failed = True
+            continue
+        # Others say nothing about the peer: the datagram is lost, no more.
+        if status != -EMSGSIZE and status != -ENOBUFS and status != -ENOMEM:
+            remember(s, &o.to, -status)
+        s.not_sent += take_piece(s, box)
+    box.first = box.count = box.used = 0
     return 0
 
 
@@ -501,25 +613,31 @@ cdef class Udp:
 
     def __cinit__(self):
         self.socket.fd = -1
-        if udp_inbox_init(&self.inbox) or udp_outbox_init(&self.outbox):
-            raise MemoryError
 
-    def __init__(self, int fd, *, bint gso=True, bint ecn=True):
+    def __init__(
+        self, int fd, *, bint gso=True, bint gro=True, bint ecn=True, bint plain=False
+    ):
         """Take over a socket.
 
         Args:
             fd: Its file descriptor, which belongs to this object from now on.
             gso: Whether the kernel may cut up what is sent.
+            gro: Whether the kernel may hand over what arrives uncut.
             ecn: Whether ECN bits are sent.
+            plain: Whether to do without all that only some systems have.
 
         Raises:
             OSError: It is no UDP socket.
         """
         cdef int status = udp_adopt(
-            &self.socket, fd, (0 if gso else UDP_NO_GSO) | (0 if ecn else UDP_NO_ECN)
+            &self.socket, fd,
+            (0 if gso else UDP_NO_GSO) | (0 if gro else UDP_NO_GRO)
+            | (0 if ecn else UDP_NO_ECN) | (UDP_PLAIN if plain else 0),
         )
         if status:
             raise OSError(-status, "not a UDP socket")
+        if udp_inbox_init(&self.inbox, &self.socket) or udp_outbox_init(&self.outbox):
+            raise MemoryError
 
     def __dealloc__(self):
         udp_close(&self.socket)
@@ -540,10 +658,10 @@ cdef class Udp:
         cdef size_t size = data.shape[0]
         cdef uint8_t* room = udp_room(&self.outbox, &capacity)
         address_from(address, &to)
-        if room is NULL:
+        if not 0 < size <= UDP_SEND_MAX:
+            raise ValueError(f"data must have from 1 to {UDP_SEND_MAX} bytes")
+        if room is NULL or size > capacity:
             return False
-        if not 0 < size <= capacity:
-            raise ValueError(f"data must have from 1 to {capacity} bytes")
         memcpy(room, &data[0], size)
         udp_commit(&self.outbox, size, segment or size, &to, ecn)
         return True
@@ -562,7 +680,7 @@ cdef class Udp:
         cdef size_t size = 0
         cdef const Address* source = NULL
         cdef uint8_t ecn = 0
-        cdef int count = udp_receive(&self.socket, &self.inbox)
+        cdef int count = udp_receive(&self.inbox)
         cdef list found = []
         if count == -EAGAIN:
             return found
@@ -585,15 +703,22 @@ cdef class Udp:
             found.append((address_to(&peer) if peer.family else None, error))
         return found
 
-    def fail_next(self, int error):
-        """Have the next send fail with an errno."""
+    def fail_next(self, int error, int after=0):
+        """Have a send fail with an errno, when ``after`` more messages have left."""
         self.socket.fail_next = error
+        self.socket.fail_after = after
+
+    def fail_receive(self, int error):
+        """Have the next receive fail with an errno."""
+        self.socket.fail_receive = error
 
     def stats(self):
         """Return what works, and counters."""
         cdef UdpSocket* s = &self.socket
         return {
-            "gso": bool(s.gso), "gso_failed": bool(s.gso_failed), "ecn": bool(s.ecn),
+            "gso": bool(s.gso), "gso_failed": bool(s.gso_failed),
+            "gro": bool(s.gro), "gro_failed": bool(s.gro_failed),
+            "plain": bool(s.plain), "ecn": bool(s.ecn),
             "receive_buffer": s.receive_buffer, "send_buffer": s.send_buffer,
             "received": s.received, "sent": s.sent, "not_sent": s.not_sent,
             "receive_calls": s.receive_calls, "send_calls": s.send_calls,
