@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 from xml.sax.saxutils import escape
 
-from bench.compare.words import duration, size_name
+from bench.compare.words import duration, round_duration, size_name, thousands
 
 WIDTH, HEIGHT = 960, 420
 LEFT, RIGHT, TOP, BOTTOM, GAP = 66, 20, 100, 44, 34
@@ -50,7 +50,8 @@ class Chart:
         title: Above it.
         operation: Whose rows.
         key: The number shown.
-        write: Writes a number at its axis.
+        write: Writes a number.
+        mark: Writes a round number at its axis.
         draw: Draws it.
     """
 
@@ -58,6 +59,7 @@ class Chart:
     operation: str
     key: str
     write: Callable[[float], str]
+    mark: Callable[[float], str]
     draw: Callable[["Canvas", "Chart", Sequence[dict[str, Any]], dict[str, str]], None]
 
 
@@ -171,8 +173,8 @@ def legend(canvas: Canvas, titles: dict[str, str]) -> None:
     for name, title in titles.items():
         canvas.dot(x + 4, 50, name)
         canvas.text(x + 14, 54, title)
-        # Some seven units a letter.
-        x += 34 + 6.4 * len(title)
+        # Some six units a letter.
+        x += 26 + 6 * len(title)
 
 
 def lines(
@@ -219,11 +221,11 @@ def spans(
     for layout, left, right in panels(rows):
         canvas.text(left, TOP - 12, layout.capitalize(), weight="600")
         # Names are written in the panel.
-        scale = Scale(values, left + 130, right - 60)
+        scale = Scale(values, left + 165, right - 55)
         for tick in scale.ticks():
             x = scale.place(tick)
             canvas.line([(x, TOP), (x, bottom)], grid, 1)
-            canvas.text(x, bottom + 22, chart.write(tick), anchor="middle", fill=faint)
+            canvas.text(x, bottom + 22, chart.mark(tick), anchor="middle", fill=faint)
         for place, (name, title) in enumerate(titles.items()):
             y = TOP + (place + 0.5) * step
             canvas.text(left, y + 4, title)
@@ -239,15 +241,15 @@ def spans(
 CHARTS = {
     "throughput": Chart(
         "Requests a second, 32 at a time, by payload",
-        "throughput", "rate", lambda rate: f"{rate:,.0f}", lines,
+        "throughput", "rate", thousands, thousands, lines,
     ),
     "latency": Chart(
         "Time of a request, one after the other, median, by payload",
-        "latency", "p50_us", duration, lines,
+        "latency", "p50_us", duration, round_duration, lines,
     ),
     "setup": Chart(
         "Time of a connection, its login and its first answer, median and 95th percentile",
-        "setup", "p50_us", duration, spans,
+        "setup", "p50_us", duration, round_duration, spans,
     ),
 }  # fmt: skip
 

@@ -15,3 +15,15 @@ def duration(microseconds: float) -> str:
     if microseconds < 1000:
         return f"{microseconds:.0f} µs"
     return f"{microseconds / 1000:.{1 if microseconds >= 10_000 else 2}f} ms"
+
+
+def round_duration(microseconds: float) -> str:
+    """Write a time that has few digits."""
+    if microseconds < 1000:
+        return f"{microseconds:g} µs"
+    return f"{microseconds / 1000:g} ms"
+
+
+def thousands(number: float) -> str:
+    """Write a large number."""
+    return f"{number:,.0f}"
