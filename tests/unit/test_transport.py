@@ -624,3 +624,30 @@ async def test_who_forgets_to_close_is_told_and_leaks_nothing():
     with pytest.warns(ResourceWarning, match="unclosed"):
         forget()
     assert len(os.listdir("/proc/self/fd")) == before - 3, "a socket, two eventfds"
+
+
+async def test_a_loop_need_not_tell_when_its_timers_are_due(endpoints, monkeypatch):
+    """A timer's handle may be able to cancel and nothing else."""
+
+    class Handle:
+        def __init__(self, handle: asyncio.Handle) -> None:
+            self.cancel = handle.cancel
+
+    loop = asyncio.get_running_loop()
+    call_at = loop.call_at
+    made = []
+
+    def plain_call_at(when, callback, *args, **more):
+        handle = call_at(when, callback, *args, **more)
+        if callback.__name__ != "_on_timer":
+            return handle
+        made.append(Handle(handle))
+        return made[-1]
+
+    monkeypatch.setattr(loop, "call_at", plain_call_at)
+    monkeypatch.setattr(loop, "call_exception_handler", made.clear)
+    serve, dial = endpoints
+    connection = await dial(await serve())
+    for _ in range(3):
+        assert await ask(connection) == b"q"
+    assert len(made) > 2

@@ -264,7 +264,8 @@ class Endpoint:
         self._accept = accept
         self._driver: Driver | None = None
         self._local: PeerAddr | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._timer_at = 0.0
         self._flush_handle: asyncio.Handle | None = None
 
     def __del__(self) -> None:
@@ -373,9 +374,11 @@ class Endpoint:
         if at is None:
             return  # A timer that is set finds nothing to do.
         if self._timer is not None:
-            if self._timer.when() <= at:
+            if self._timer_at <= at:
                 return  # It will look again.
             self._timer.cancel()
+        # Kept here: not every loop's handle tells when.
+        self._timer_at = at
         self._timer = self.loop.call_at(at, self._on_timer)
 
 
