@@ -4,7 +4,7 @@ PY := $(VENV)/bin/python
 SETUP := LIGHTNING_VENV=$(VENV) tools/setup.sh
 CODE := lightning tests examples tools bench setup.py
 
-.PHONY: help demo test bench bench-quick bench-docs bench-micro interop peer-suite build debug annotate lint types format cov sanitize tsan fuzz soak dist clean
+.PHONY: help demo test bench bench-quick bench-docs bench-scale bench-micro interop peer-suite build debug annotate lint types format cov sanitize tsan fuzz soak dist clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,9 @@ bench-quick: build ## the same in two minutes, for a look
 
 bench-docs: ## write docs/benchmarks.md and its charts from the last run of make bench
 	$(PY) -m bench.compare --tables build/compare/compare.json --docs >/dev/null
+
+bench-scale: build ## a thousand connections: what an idle one costs, what many do to requests
+	$(PY) bench/scale.py
 
 bench-micro: build ## what an operation costs: instructions, times, memory
 	$(PY) -m pip install -q --disable-pip-version-check --group bench

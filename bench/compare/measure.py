@@ -100,9 +100,9 @@ def layout_blocks(
 def latency(ends: Ends, plan: Plan, size: int) -> dict[str, Any]:
     """Measure requests one after the other."""
     with ends.awake():
-        warm = ends.client.ask(op="latency", size=size, count=20)
+        warm = ends.client.ask(op="latency", size=size, count=10)
         pace = statistics.median(warm["seconds"])
-        count = max(20, min(plan.latencies, int(plan.seconds / pace)))
+        count = max(10, min(plan.latencies, int(plan.seconds / pace)))
         return block(ends, op="latency", size=size, count=count)
 
 
@@ -110,10 +110,9 @@ def throughput(ends: Ends, plan: Plan, size: int, how: str) -> dict[str, Any]:
     """Measure requests of many callers at a time."""
     operation = {"op": "throughput", "size": size, "callers": CALLERS, "how": how}
     with ends.awake():
-        warm = ends.client.ask(**operation, count=2 * CALLERS)
-        pace = warm["elapsed"] / (2 * CALLERS)
+        pace = ends.client.ask(**operation, count=CALLERS)["elapsed"] / CALLERS
         rounds = min(plan.requests, int(plan.seconds / pace)) // CALLERS
-        return block(ends, **operation, count=CALLERS * max(2, rounds))
+        return block(ends, **operation, count=CALLERS * max(1, rounds))
 
 
 def block(ends: Ends, **operation: Any) -> dict[str, Any]:
