@@ -150,6 +150,21 @@ class Two:
         self.far_events.clear()
         return self
 
+    def widen(self):
+        """Fill datagrams both ways, which has both ends look for larger ones."""
+        stream = self.connection.open_stream()
+        self.connection.send(stream, bytes(4000), fin=True)
+        self.run(0.5)
+        self.peer.read(stream)
+        self.peer.send(stream, bytes(4000), fin=True)
+        self.run(1.5)
+        self.connection.read(stream)
+        self.connection.release(stream)
+        self.peer.release(stream)
+        self.near_events.clear()
+        self.far_events.clear()
+        return self
+
     def kinds(self, events):
         """Name the events."""
         return [event.kind for event in events]

@@ -141,6 +141,18 @@ async def test_a_request_and_its_answer(endpoints, family, retry):
     await until_async(lambda: not len(other.exchanges))
 
 
+async def test_a_connection_takes_few_datagrams(endpoints):
+    """What TLS says leaves with the acknowledgement of what it answers."""
+    serve, dial = endpoints
+    server = await serve(retry=True)
+    connection = await dial(server)
+    await ask(connection)
+    # Four each: the Retry or what it answers, a flight, what completes it, a request
+    # or its answer. A slow machine may acknowledge once more.
+    assert connection._endpoint.stats()["sent"] <= 5
+    assert server.endpoint.stats()["sent"] <= 5
+
+
 async def test_an_ipv4_client_of_an_ipv6_socket_is_seen_as_what_it_is(endpoints):
     _serve, dial = endpoints
     server = Server()

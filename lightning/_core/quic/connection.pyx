@@ -10,8 +10,8 @@ from lightning._core.quic.cids cimport local_cids_set_limit, remote_cids_set_tok
 from lightning._core.quic.connrecv cimport conn_settle
 from lightning._core.quic.connstate cimport (
     CLOSED_HANDSHAKE_TIMEOUT, CLOSED_IDLE, CLOSED_NO_PATH, CONN_GONE, CONN_OPEN,
-    CONNS_SEND, TRIM_AFTER, conn_bury, conn_close_local, conn_fail, conn_forget_path,
-    conn_is_alive, conn_keep_alive, conn_list, conn_lose, conn_route
+    CONNS_SEND, TRIM_AFTER, conn_awaits_tls, conn_bury, conn_close_local, conn_fail,
+    conn_forget_path, conn_is_alive, conn_keep_alive, conn_list, conn_lose, conn_route
 )
 from lightning._core.quic.conntrace cimport conn_trace_parameters, conn_trace_path
 from lightning._core.quic.mtu cimport mtu_enable
@@ -182,8 +182,11 @@ cdef int64_t connection_deadline(const Conn* c) noexcept nogil:
     due = min(due, c.trim_at)
     if c.state == CONN_OPEN:
         due = min(due, c.keep_alive_at)
-    # What is to be sent already waits for room and not for time.
-    if not c.recovery.blocked and not c.listed & (1 << CONNS_SEND):
+    # What is to be sent already waits for room or for TLS, and not for time.
+    if (
+        not c.recovery.blocked and not c.listed & (1 << CONNS_SEND)
+        and not conn_awaits_tls(c)
+    ):
         for i in range(SPACE_COUNT):
             if c.can_seal[i]:
                 due = min(due, c.recv[i].ack_at)

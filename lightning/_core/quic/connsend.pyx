@@ -16,8 +16,8 @@ from lightning._core.quic.cids cimport (
 )
 from lightning._core.quic.connstate cimport (
     CONN_CLOSING, CONN_OPEN, KEY_MARGIN, SENT_OF_STREAMS, TRIM_AFTER, RecvSpace,
-    conn_discard, conn_fail, conn_idle_timeout, conn_is_alive, conn_keep_alive,
-    conn_may_update, conn_update_sealing
+    conn_awaits_tls, conn_discard, conn_fail, conn_idle_timeout, conn_is_alive,
+    conn_keep_alive, conn_may_update, conn_update_sealing
 )
 from lightning._core.quic.conntrace cimport conn_trace_sent
 from lightning._core.quic.frames cimport (
@@ -25,7 +25,7 @@ from lightning._core.quic.frames cimport (
     frame_write_close, frame_write_new_connection_id, frame_write_new_token,
     frame_write_padding, frame_write_path, frame_write_value
 )
-from lightning._core.quic.mtu cimport mtu_next_probe
+from lightning._core.quic.mtu cimport MTU_MIN_STEP, mtu_next_probe
 from lightning._core.quic.packet cimport (
     INITIAL_DATAGRAM_MIN, PACKET_HANDSHAKE, PACKET_INITIAL, PacketBuild, TAG_SIZE,
     packet_begin_long, packet_begin_short, packet_number_size, packet_set_length
@@ -95,7 +95,7 @@ cdef size_t conn_write(
     if c.state == CONN_CLOSING:
         to[0] = c.paths[c.path].remote
         return write_close(c, out, capacity, now)
-    if not conn_is_alive(c):
+    if not conn_is_alive(c) or conn_awaits_tls(c):
         return 0
     for i in range(PATHS_MAX):
         if c.paths[i].used and (c.paths[i].challenge_due or c.paths[i].responses):
@@ -544,7 +544,16 @@ cdef bint seal(Conn* c, Draft* draft, uint8_t ecn, int64_t now) noexcept nogil:
     if status != OK:
         conn_fail(c, status, 0, now)
         return False
-    if draft.space == APPLICATION and draft.flags & PACKET_ACK_ELICITING:
+    # Whoever sends nothing large needs no larger datagrams.
+    if (
+        draft.space == APPLICATION
+        and draft.flags & (PACKET_ACK_ELICITING | PACKET_PATH_PROBE)
+        == PACKET_ACK_ELICITING
+        and (
+            c.recovery.mtu.searching
+            or header + payload + TAG_SIZE + MTU_MIN_STEP > c.recovery.mtu.current
+        )
+    ):
         c.probe_mtu = True
     return True
 

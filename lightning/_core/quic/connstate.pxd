@@ -175,7 +175,7 @@ cdef struct Conn:
     bint handshake_done_due
     bint token_due
     bint control_due  # there may be connection IDs to announce or to retire
-    bint probe_mtu  # something was sent: the path may be searched
+    bint probe_mtu  # a full datagram was sent: the path may be searched
     # Connection IDs.
     LocalCids local
     RemoteCids remote
@@ -340,6 +340,15 @@ cdef inline void conn_unlist(Conn* c, int which) noexcept nogil:
 cdef inline bint conn_is_alive(const Conn* c) noexcept nogil:
     """Say if it can carry data, now or once it is connected."""
     return c.state <= CONN_OPEN
+
+
+cdef inline bint conn_awaits_tls(const Conn* c) noexcept nogil:
+    """Say if TLS is about to say what belongs into the next datagram.
+
+    Only until the handshake is complete: a datagram of its own for an acknowledgement
+    is the dearest then, and nobody's data has to wait.
+    """
+    return c.state < CONN_OPEN and (c.in_tls or (c.listed >> CONNS_TLS) & 1)
 
 
 cdef inline int64_t conn_pto(const Conn* c) noexcept nogil:

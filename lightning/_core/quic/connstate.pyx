@@ -339,7 +339,6 @@ cdef void conn_confirm(Conn* c, int64_t now) noexcept nogil:
     c.recovery.handshake_confirmed = True
     conn_discard(c, INITIAL, now)
     conn_discard(c, HANDSHAKE, now)
-    c.probe_mtu = True
     recovery_skip(
         &c.recovery, APPLICATION,
         SKIP_MIN + random_below(&c.shared.random, SKIP_SPREAD)

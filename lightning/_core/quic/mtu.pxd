@@ -2,7 +2,8 @@
 
 Sizes are bytes of UDP payload, times microseconds. A probe is a packet of the
 application space that is padded to the size under test. No timer is needed: the
-search goes on when the connection has something to send anyway.
+search begins when a full datagram was sent, and goes on when there is something to
+send anyway.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t

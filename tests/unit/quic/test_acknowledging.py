@@ -47,13 +47,13 @@ def test_after_a_gap_each_packet_is_acknowledged_at_once_for_a_round_trip():
 
 def test_a_small_window_is_filled_to_the_last_half_datagram():
     for window, sizes in (
-        (3 * 1452 - 1, [1452, 1452, 1451]),
-        (2 * 1452 + 726, [1452, 1452, 726]),
-        (2 * 1452 + 725, [1452, 1452]),
+        (3 * 1200 - 1, [1200, 1200, 1199]),
+        (2 * 1200 + 600, [1200, 1200, 600]),
+        (2 * 1200 + 599, [1200, 1200]),
         # From 16 datagrams on it is not worth one more.
-        (16 * 1452 + 1000, [1452] * 16),
+        (16 * 1200 + 1000, [1200] * 16),
     ):
-        two = Two(near=client(initial_window=window)).connect()
+        two = Two(near=client(initial_window=window, max_datagram=1200)).connect()
         two.run(1)
         two.log.clear()
         assert two.connection.stats()["congestion_window"] == window

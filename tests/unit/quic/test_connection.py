@@ -768,17 +768,29 @@ def test_other_connections_packets_in_a_datagram_are_ignored():
 
 def test_the_datagram_size_is_found():
     """A clean path is searched up to 1452 bytes at once, and then left alone."""
-    two = Two().connect()
-    two.run(2)
+    two = Two().connect().widen()
     assert two.connection.stats()["mtu"] == 1452
     assert two.peer.stats()["mtu"] == 1452
     assert max(size for _, _, size in two.log) == 1452
 
 
+def test_nothing_is_searched_for_small_datagrams():
+    """Whoever never fills one needs no larger ones, and no probes."""
+    two = Two().connect()
+    for _ in range(5):
+        stream = two.connection.open_stream()
+        two.connection.send(stream, bytes(1000), fin=True)
+        two.run(0.5)
+        two.peer.send(stream, bytes(1000), fin=True)
+        two.run(0.5)
+    assert two.connection.stats()["mtu"] == two.peer.stats()["mtu"] == 1200
+    assert max(size for _, _, size in two.log) == 1200
+
+
 def test_a_narrow_path_is_found():
     """What does not get through is not used."""
     two = Two(lose=lambda to_server, number, data: len(data) > 1300)
-    two.run(0.5)
+    two.connect().widen()
     for _ in range(200):
         two.connection.ping()
         two.run(0.1)

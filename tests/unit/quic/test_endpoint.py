@@ -547,8 +547,7 @@ def test_large_bodies_are_given_back():
 
 def test_segments_are_of_one_size():
     """What one system call sends is cut into equal datagrams, the last but shorter."""
-    two = Two(delay=0.001).connect()
-    two.run(1)
+    two = Two(delay=0.001).connect().widen()
     two.connection.send(two.connection.open_stream(), bytes(100_000), fin=True)
     sent = two.near.transmit(two.now)
     assert len(sent) < 10

@@ -310,8 +310,7 @@ def datagrams(two, seconds, address):
 
 def test_a_challenge_is_large_where_it_may_be():
     """1200 bytes, or what the amplification limit leaves and 1200 afterwards (8.2.1)."""
-    two = Two().connect()
-    two.run(1)
+    two = Two().connect().widen()
     two.source = MOVED
     two.connection.send(two.connection.open_stream(), bytes(1000), fin=True)
     assert max(map(len, datagrams(two, 1, MOVED))) == 1200
@@ -448,10 +447,7 @@ def test_a_narrow_path_is_better_than_none():
 def test_a_port_keeps_what_was_learnt_and_a_host_does_not():
     """A rebinding is on the path of before, most likely (9.4)."""
     for address, kept in ((MOVED, True), (ELSEWHERE, False)):
-        two = Two().connect()
-        two.run(2)
-        two.peer.ping()
-        two.run(1)
+        two = Two().connect().widen()
         assert two.peer.stats()["mtu"] == 1452
         two.source = address
         two.connection.ping()

@@ -232,8 +232,7 @@ def test_metrics_are_told_when_they_change(tmp_path):
 
 
 def test_probes_of_the_mtu_and_ecn_marks_are_told(tmp_path):
-    two = traced(tmp_path).connect()
-    two.run(2)
+    traced(tmp_path).connect().widen()
     _, events = read_trace(tmp_path)
     probes = [
         each for each in named(events, "packet_sent") if "is_mtu_probe_packet" in each
