@@ -17,9 +17,11 @@ test: build ## the test suite
 	$(PY) -m pytest
 
 bench: build ## side by side with what users would pick instead; needs a quiet machine
+	-$(PY) -m pip install -q --disable-pip-version-check --group bench
 	$(PY) -m bench.compare
 
 bench-quick: build ## the same in two minutes, for a look
+	-$(PY) -m pip install -q --disable-pip-version-check --group bench
 	$(PY) -m bench.compare --quick
 
 bench-docs: ## write docs/benchmarks.md and its charts from the last run of make bench

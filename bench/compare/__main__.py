@@ -19,7 +19,7 @@ FULL = {
     "setups": 100,
     "latencies": 1000,
     "requests": 10_000,
-    "seconds": 1.0,
+    "seconds": 1.5,
     "turns": 5,
 }
 QUICK = {"setups": 10, "latencies": 200, "requests": 2000, "seconds": 0.2, "turns": 2}

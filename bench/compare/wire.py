@@ -28,8 +28,8 @@ from lightning._core.wire.messages import (
 )
 from tests.interop.ours import FramedClient, FramedServer
 
-# Requests of QUIC, whose acknowledgements vary, and of others.
-COUNT, COUNT_TCP = 128, 32
+# Requests that are counted: as many as make so many bytes, in these bounds.
+BYTES, FEWEST, MOST = 8 << 20, 8, 128
 # After which all acknowledgements have been sent; the longest delay is 25 ms.
 SETTLE = 0.1
 
@@ -273,14 +273,17 @@ def counted(
     ends: Ends, relay: Relay, size: int, how: str | None, callers: int
 ) -> dict[str, float]:
     """Return bytes and datagrams of a request, each way."""
-    count = COUNT if ends.contender.is_quic else COUNT_TCP
-    asked: dict[str, Any] = {"op": "latency", "size": size, "count": count}
+    # What goes through TCP does not vary.
+    most = MOST if ends.contender.is_quic else callers
+    count = max(FEWEST, min(most, BYTES // size))
+    asked: dict[str, Any] = {"op": "latency", "size": size}
+    # The first ones find the path's MTU.
+    ends.client.ask(**asked, count=2)
     if how is not None:
+        count = callers * max(1, count // callers)
         asked |= {"op": "throughput", "callers": callers, "how": how}
-    # The first one finds the path's MTU, and opens connections.
-    ends.client.ask(**asked)
     before = relay.counts()
-    ends.client.ask(**asked)
+    ends.client.ask(**asked, count=count)
     names = ("sent_bytes", "sent_datagrams", "answered_bytes", "answered_datagrams")
     return {
         name: (late - early) / count

@@ -1,14 +1,16 @@
 """The report of `bench/compare`: ratios, goals, tables and charts, from made-up results."""
 
 import re
+import socket
+import threading
 from xml.etree import ElementTree
 
 import pytest
 
-from bench.compare import charts, report
-from bench.compare.contenders import Contender
+from bench.compare import charts, report, wire
+from bench.compare.contenders import Contender, python_ends
 from bench.compare.goals import GOALS, ONE, TWO, equal_messages, ratios
-from bench.compare.measure import percentile, summed_up
+from bench.compare.measure import LAYOUTS, Plan, percentile, run, summed_up
 from bench.compare.words import duration, size_name
 
 TITLES = {
@@ -259,3 +261,85 @@ def test_pictures_are_light_and_dark():
     assert sorted(names) == sorted(
         f"{c}-{t}" for c in charts.CHARTS for t in charts.THEMES
     )
+
+
+@pytest.mark.parametrize("is_tcp", [False, True])
+def test_relay_counts_what_it_passes_on(is_tcp, monkeypatch):
+    """Bytes each way, and datagrams where there are any."""
+    monkeypatch.setattr(wire, "SETTLE", 0.0)
+    kind = socket.SOCK_STREAM if is_tcp else socket.SOCK_DGRAM
+
+    def answer() -> None:
+        end = server.accept()[0] if is_tcp else server
+        for _ in range(3):
+            data, address = end.recvfrom(100)
+            if is_tcp:
+                end.sendall(data * 2)
+            else:
+                end.sendto(data * 2, address)
+        if is_tcp:
+            end.close()
+
+    with socket.socket(socket.AF_INET, kind) as server:
+        server.bind(("127.0.0.1", 0))
+        if is_tcp:
+            server.listen()
+        thread = threading.Thread(target=answer)
+        thread.start()
+        relay = wire.Relay(server.getsockname()[1], is_tcp=is_tcp)
+        with socket.socket(socket.AF_INET, kind) as client:
+            client.settimeout(10)
+            client.connect(("127.0.0.1", relay.port))
+            for _ in range(3):
+                client.send(b"12345")
+                heard = b""
+                while len(heard) < 10:
+                    heard += client.recv(100)
+                assert heard == b"1234512345"
+        thread.join(10)
+        counts = relay.counts()
+        relay.close()
+    assert counts == ([15, 0, 30, 0] if is_tcp else [15, 3, 30, 3])
+
+
+def test_frames_are_compared_with_our_encoding():
+    """The shortest spelling is ours; a longer one of the same content is not."""
+    frame = wire.encode_synapse_packet("echo", {"payload": b"x"}, 1_700_000_000)
+    assert wire.is_canonical(frame)
+    # The name as str 8 where a fixstr will do.
+    longer = (
+        frame[:4]
+        + bytes([frame[4] + 1])
+        + frame[5:].replace(b"\xa4echo", b"\xd9\x04echo")
+    )
+    assert not wire.is_canonical(longer)
+
+
+def test_a_run_has_everything_that_the_page_shows():
+    """A whole run, as small as can be, of one contender in both layouts."""
+    contender = Contender(
+        "ours-asyncio", "lightning, asyncio", python_ends(), ("tasks",)
+    )
+    plan = Plan(
+        sizes=(256,), setups=1, latencies=10, requests=32, seconds=0.01, turns=1
+    )
+    made = run([contender], plan, LAYOUTS)
+    kinds = {(r["layout"], r["op"], r["size"], r["how"]) for r in made["results"]}
+    assert kinds == {
+        (layout, *kind)
+        for layout in LAYOUTS
+        for kind in (
+            ("latency", 256, None), ("throughput", 256, "tasks"), ("setup", None, None),
+        )
+    }  # fmt: skip
+    for each in made["results"]:
+        assert each["cpu_us"] > 0
+        assert each["peak_kib"] > 1024
+    (message,) = made["messages"]
+    assert (message["request_bytes"], message["answer_bytes"]) == (284, 281)
+    assert message["canonical"]
+    assert made["wire"][0]["sent_bytes"] > 284
+    page = report.markdown(made)
+    assert "| ours-asyncio |" in page
+    for name in charts.CHARTS:
+        ElementTree.fromstring(charts.svg(made, name, "light"))
