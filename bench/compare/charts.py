@@ -191,9 +191,7 @@ def lines(
             y = scale.place(tick)
             canvas.line([(left, y), (right, y)], grid, 1)
             if left == LEFT:
-                canvas.text(
-                    left - 8, y + 4, chart.write(tick), anchor="end", fill=faint
-                )
+                canvas.text(left - 8, y + 4, chart.mark(tick), anchor="end", fill=faint)
         step = (right - left) / len(sizes)
         places = {size: left + (n + 0.5) * step for n, size in enumerate(sizes)}
         for size, x in places.items():

@@ -52,7 +52,7 @@ def run(
 ) -> dict[str, Any]:
     """Measure everything."""
     found: dict[str, Any] = {"about": about(taking_part), "plan": plan.__dict__}
-    before = machine_times()
+    before, own = machine_times(), own_times()
     found["messages"] = wire.messages(taking_part, plan.sizes)
     found["wire"] = wire.datagrams(taking_part, plan.sizes, CALLERS)
     blocks: list[dict[str, Any]] = []
@@ -61,7 +61,7 @@ def run(
         with all_ends(taking_part, layout) as everybody:
             blocks += layout_blocks(everybody, plan, layout)
     found["results"] = summed_up(blocks)
-    found["about"]["stolen"] = stolen(before, machine_times())
+    found["about"] |= quiet(before, own)
     return found
 
 
@@ -207,7 +207,26 @@ def machine_times() -> list[int]:
     return [int(part) for part in Path("/proc/stat").read_text().split()[1:9]]
 
 
-def stolen(before: list[int], after: list[int]) -> float:
-    """Return the part of the time that the hypervisor gave to others."""
-    spent = [late - early for early, late in zip(before, after, strict=True)]
-    return spent[7] / max(1, sum(spent))
+def own_times() -> float:
+    """Return the processor time of this process and of all that it has waited for."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
+def quiet(before: list[int], own: float) -> dict[str, float]:
+    """Say how much of the machine others have had since then.
+
+    Args:
+        before: What `machine_times` said.
+        own: What `own_times` said.
+
+    Returns:
+        Parts of all processors' time: "stolen" by the hypervisor's other guests, and
+        used by "others", processes that are none of ours.
+    """
+    spent = [late - early for early, late in zip(before, machine_times(), strict=True)]
+    whole = max(1, sum(spent))
+    # Idle and waiting for a disk are the fourth and fifth, stolen the eighth.
+    busy = whole - spent[3] - spent[4] - spent[7]
+    ours = (own_times() - own) * os.sysconf("SC_CLK_TCK")
+    return {"stolen": spent[7] / whole, "others": max(0.0, busy - ours) / whole}

@@ -8,29 +8,18 @@ from bench.compare.goals import Ratio, equal_messages, ratios
 from bench.compare.words import duration, size_name
 
 
-def memory(kib: int | None) -> str:
-    """Write an amount of memory."""
-    return "" if kib is None else f"{kib / 1024:,.0f}"
-
-
 def row_name(row: dict[str, Any]) -> str:
     """Name a contender and how it made many requests at a time."""
     return f"{row['contender']}, {row['how']}" if row["how"] else row["contender"]
 
 
-def markdown(found: dict[str, Any], charts: str = "charts") -> str:
-    """Return the page.
-
-    Args:
-        found: What was measured.
-        charts: Where the charts are, from the page; nothing without them.
-    """
+def markdown(found: dict[str, Any]) -> str:
+    """Return the page; the charts are in the folder `charts` beside it."""
     rows = found["results"]
     layouts = list(dict.fromkeys(row["layout"] for row in rows))
     lines = ["# Side by side", "", *introduction(found), ""]
-    if charts:
-        for name in CHARTS:
-            lines += [picture(f"{charts}/{name}", CHARTS[name].title), ""]
+    for name, chart in CHARTS.items():
+        lines += [picture(f"charts/{name}", chart.title), ""]
     lines += ["## Ratios", "", *ratio_table(list(ratios(rows)), found["messages"]), ""]
     for layout in layouts:
         mine = [row for row in rows if row["layout"] == layout]
@@ -60,8 +49,9 @@ def introduction(found: dict[str, Any]) -> list[str]:
     names = "; ".join(f"`{k}` is {v}" for k, v in about["contenders"].items())
     where = (
         f"Measured by `make bench` on {about['date'][:10]} ({about['date'][11:16]} UTC) "
-        f"on {about['machine']}; load before {about['load']:.1f}, "
-        f"{about['stolen']:.1%} of the time taken by the hypervisor; {versions}."
+        f"on {about['machine']}; load before {about['load']:.1f}; "
+        f"meanwhile {about['others']:.1%} of the processors went to other processes and "
+        f"{about['stolen']:.1%} to other guests; {versions}."
     )
     how = (
         f"{names}. Each client talks to its own server over loopback; the handler "
@@ -73,11 +63,17 @@ def introduction(found: dict[str, Any]) -> list[str]:
         f"{plan['requests']:,} requests 32 at a time. A set-up is a new client, its "
         "connection, its login and its first answer."
     )
+    callers = (
+        "Of 32 at a time, `executor` is a `ThreadPoolExecutor` that is handed all requests, "
+        "`threads` and `tasks` are 32 that ask in a loop each. Blocking contenders in Python "
+        "have a plain function as handler, the others an asynchronous one. bittensor's "
+        "payload travels in base64 in a field of a synapse, as JSON has no bytes."
+    )
     caution = (
         "Percentiles are over all samples, rates are the median of the turns. Times "
         "are those of that machine at that moment: ratios are what carries over."
     )
-    return [where, "", how, "", caution]
+    return [where, "", how, "", callers, "", caution]
 
 
 def picture(path: str, title: str) -> str:
@@ -228,12 +224,9 @@ def details(rows: Sequence[dict[str, Any]]) -> list[str]:
         times = ("p50_us", "p95_us", "p99_us")
         cells += ["" if rate else duration(row[name]) for name in times]
         cells += [f"{row['rate']:,.0f}" if rate else "", f"{row['requests']:,}"]
-        cells.append(duration(row["cpu_us"]))
-        if apart:
-            cells.append(duration(row["server_cpu_us"]))
-        cells.append(memory(row["peak_kib"]))
-        if apart:
-            cells.append(memory(row["server_peak_kib"]))
+        ends = ("", "server_") if apart else ("",)
+        cells += [duration(row[f"{end}cpu_us"]) for end in ends]
+        cells += [f"{row[f'{end}peak_kib'] / 1024:,.0f}" for end in ends]
         body.append(cells)
     return table(head, body, "lllr")
 
@@ -245,5 +238,5 @@ OPERATIONS = {
 }
 FULL = (
     "CPU is processor time a request, or a set-up; MiB the most memory that was resident "
-    "while it was measured, all in it."
+    "while it was measured, the whole process."
 )

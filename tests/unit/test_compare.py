@@ -62,7 +62,7 @@ def found() -> dict:
     return {
         "about": {
             "date": "2026-11-25T16:59+00:00", "machine": "a machine", "load": 0.1,
-            "stolen": 0.0, "versions": {"python": "3.11.7"}, "contenders": TITLES,
+            "stolen": 0.0, "others": 0.1, "versions": {"python": "3.11.7"}, "contenders": TITLES,
         },
         "plan": {
             "sizes": (1024,), "setups": 2, "latencies": 10, "requests": 100,
@@ -185,7 +185,13 @@ def test_page_has_sound_tables():
 def test_page_says_where_the_run_was():
     """Machine, load, versions and who took part are on the page."""
     page = report.markdown(found())
-    for said in ("a machine", "load before 0.1", "python 3.11.7", *TITLES.values()):
+    for said in (
+        "a machine",
+        "load before 0.1",
+        "10.0% of the",
+        "python 3.11.7",
+        *TITLES.values(),
+    ):
         assert said in page
 
 
@@ -339,6 +345,7 @@ def test_a_run_has_everything_that_the_page_shows():
     assert (message["request_bytes"], message["answer_bytes"]) == (284, 281)
     assert message["canonical"]
     assert made["wire"][0]["sent_bytes"] > 284
+    assert 0 <= made["about"]["others"] < 1
     page = report.markdown(made)
     assert "| ours-asyncio |" in page
     for name in charts.CHARTS:
