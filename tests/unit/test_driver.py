@@ -341,6 +341,7 @@ def test_a_descriptor_that_is_no_udp_socket_stays_the_callers():
 
 
 def test_what_is_dropped_closes_its_socket_and_thread():
+    gc.collect()
     before = set(os.listdir("/proc/self/fd"))
     threads = len(os.listdir("/proc/self/task"))
     driver, _ = plain()

@@ -635,7 +635,9 @@ async def test_who_forgets_to_close_is_told_and_leaks_nothing():
 
     with pytest.warns(ResourceWarning, match="unclosed"):
         forget()
-    assert len(os.listdir("/proc/self/fd")) == before - 3, "a socket, two eventfds"
+    # A socket and two eventfds, or two pipes.
+    count = 5 if os.environ.get("LIGHTNING_PLAIN_UDP") else 3
+    assert len(os.listdir("/proc/self/fd")) == before - count
 
 
 async def test_a_loop_need_not_tell_when_its_timers_are_due(endpoints, monkeypatch):

@@ -40,6 +40,9 @@ cdef struct Pump:
     bint is_started
     int wake_fd  # wakes the thread
     int notify_fd  # readable when the owner should look for completions
+    # Where these are written to: an eventfd is one, a pipe has two ends.
+    int wake_end
+    int notify_end
     # Read and written by many threads, as atomics.
     uint64_t attended  # steps of the owner
     int64_t wake_at  # when the thread means to wake up

@@ -1,6 +1,6 @@
 """What moves one socket's datagrams, and the thread that stands in for its owner."""
 
-from libc.errno cimport EAGAIN, EMSGSIZE, errno
+from libc.errno cimport EAGAIN, EMSGSIZE
 from libc.stddef cimport size_t
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
@@ -27,9 +27,16 @@ cdef extern from * nogil:
     #include <stdint.h>
     #include <time.h>
     #include <unistd.h>
+    #include <errno.h>
     #include <fcntl.h>
-    #if defined(__linux__)
+    #if defined(__linux__) && !defined(LIGHTNING_PORTABLE)
+    #define PUMP_LINUX 1
     #include <sys/eventfd.h>
+    #endif
+    #if defined(__APPLE__)
+    #define PUMP_CLOCK CLOCK_UPTIME_RAW  /* That of time.monotonic(). */
+    #else
+    #define PUMP_CLOCK CLOCK_MONOTONIC
     #endif
 
     #define ln_load(p) __atomic_load_n((p), __ATOMIC_SEQ_CST)
@@ -51,6 +58,45 @@ cdef extern from * nogil:
         pthread_attr_destroy(&attr);
         return error;
     }
+
+    /* Something that is readable from when it is written to until it is drained. */
+    static int pump_signal_open(int *reads, int *writes, int plain) {
+        int fds[2], i;
+    #if defined(PUMP_LINUX)
+        if (!plain) {
+            *reads = *writes = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+            return *reads < 0 ? -errno : 0;
+        }
+    #endif
+        if (pipe(fds) < 0) return -errno;
+        for (i = 0; i < 2; i++) {
+            fcntl(fds[i], F_SETFL, O_NONBLOCK);
+            fcntl(fds[i], F_SETFD, FD_CLOEXEC);
+        }
+        *reads = fds[0];
+        *writes = fds[1];
+        return 0;
+    }
+
+    static void pump_signal_close(int reads, int writes) {
+        if (reads >= 0) close(reads);
+        if (writes >= 0 && writes != reads) close(writes);
+    }
+
+    /* Microseconds; below 0 is for ever. */
+    static int pump_poll(struct pollfd *fds, int count, int64_t timeout, int plain) {
+    #if defined(PUMP_LINUX)
+        if (!plain) {
+            struct timespec limit;
+            limit.tv_sec = timeout / 1000000;
+            limit.tv_nsec = timeout % 1000000 * 1000;
+            return ppoll(fds, count, timeout < 0 ? NULL : &limit, NULL);
+        }
+    #endif
+        /* It sleeps in milliseconds; a timer must be due when it is looked at. */
+        if (timeout > 1000000000) timeout = 1000000000;
+        return poll(fds, count, timeout < 0 ? -1 : (int) ((timeout + 999) / 1000));
+    }
     """
     uint64_t load "ln_load"(const uint64_t* p)
     uint32_t load32 "ln_load"(const uint32_t* p)
@@ -68,25 +114,23 @@ cdef extern from * nogil:
     cdef struct timespec:
         long tv_sec
         long tv_nsec
-    enum: CLOCK_MONOTONIC
+    enum: PUMP_CLOCK
     int clock_gettime(int clock, timespec* now)
     cdef struct pollfd:
         int fd
         short events
         short revents
     enum: POLLIN
-    int ppoll(pollfd* fds, unsigned long count, const timespec* timeout, const void*)
-    int eventfd(unsigned int value, int flags)
-    enum: EFD_NONBLOCK
-    enum: EFD_CLOEXEC
+    int pump_poll(pollfd* fds, int count, int64_t timeout, bint plain)
+    int pump_signal_open(int* reads, int* writes, bint plain)
+    void pump_signal_close(int reads, int writes)
     ssize_t read(int fd, void* data, size_t size)
     ssize_t write(int fd, const void* data, size_t size)
-    int close(int fd)
 
 
 cdef int64_t pump_clock() noexcept nogil:
     cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
+    clock_gettime(PUMP_CLOCK, &now)
     return <int64_t> now.tv_sec * 1000000 + now.tv_nsec // 1000
 
 
@@ -97,8 +141,8 @@ cdef inline void signal_fd(int fd) noexcept nogil:
 
 
 cdef inline void drain_fd(int fd) noexcept nogil:
-    cdef uint64_t count = 0
-    read(fd, &count, sizeof(count))  # Maybe another thread was first.
+    cdef uint8_t signals[512]
+    read(fd, signals, sizeof(signals))  # Maybe another thread was first.
 
 
 # --- Life -------------------------------------------------------------------------
@@ -109,19 +153,18 @@ cdef int pump_open(
     cdef int status
     memset(p, 0, sizeof(Pump))
     p.core = core
-    p.socket.fd = p.wake_fd = p.notify_fd = -1
+    p.socket.fd = p.wake_fd = p.wake_end = p.notify_fd = p.notify_end = -1
     pthread_mutex_init(&p.receiving, NULL)
     pthread_mutex_init(&p.sending, NULL)
     status = udp_outbox_init(&p.outbox)
     if status == 0:
-        p.wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
-        p.notify_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
-        if p.wake_fd < 0 or p.notify_fd < 0:
-            status = -errno
-    if status == 0:
         status = udp_adopt(&p.socket, fd, options)
     if status == 0:
         status = udp_inbox_init(&p.inbox, &p.socket)
+    if status == 0:
+        status = pump_signal_open(&p.wake_fd, &p.wake_end, p.socket.plain)
+    if status == 0:
+        status = pump_signal_open(&p.notify_fd, &p.notify_end, p.socket.plain)
     if status != 0:
         # The socket stays the caller's.
         p.socket.fd = -1
@@ -143,15 +186,13 @@ cdef void pump_close(Pump* p, bint join) noexcept nogil:
         p.is_started = False
         store32(&p.stopping, 1)
         if join:
-            signal_fd(p.wake_fd)
+            signal_fd(p.wake_end)
             pthread_join(p.thread, NULL)
     p.core = NULL
     if p.socket.fd >= 0:
         udp_close(&p.socket)
-    if p.wake_fd >= 0:
-        close(p.wake_fd)
-    if p.notify_fd >= 0:
-        close(p.notify_fd)
+    pump_signal_close(p.wake_fd, p.wake_end)
+    pump_signal_close(p.notify_fd, p.notify_end)
     udp_inbox_free(&p.inbox)
     udp_outbox_free(&p.outbox)
     pthread_mutex_destroy(&p.receiving)
@@ -288,7 +329,7 @@ cdef void rouse(Pump* p) noexcept nogil:
     if deadline != INT64_MAX and deadline + PATIENCE < load64(&p.wake_at):
         # Once is enough.
         store64(&p.wake_at, deadline + PATIENCE)
-        signal_fd(p.wake_fd)
+        signal_fd(p.wake_end)
 
 
 cdef void pump_acknowledge(Pump* p) noexcept nogil:
@@ -314,24 +355,19 @@ cdef void pump_stats(
 cdef void notify(Pump* p) noexcept nogil:
     """Tell the owner, if there is something that needs Python."""
     if has_work(p) and exchange(&p.notified, 1) == 0:
-        signal_fd(p.notify_fd)
+        signal_fd(p.notify_end)
 
 
 cdef bint wait(Pump* p, bint for_socket, int64_t until) noexcept nogil:
     """Sleep until then, a wake-up or a datagram; say if there is a datagram."""
     cdef pollfd fds[2]
-    cdef timespec timeout
-    cdef timespec* limit = NULL
-    cdef int64_t left
+    cdef int64_t left = -1
     if until != INT64_MAX:
         left = max(until - pump_clock(), <int64_t> 0)
-        timeout.tv_sec = left // 1000000
-        timeout.tv_nsec = left % 1000000 * 1000
-        limit = &timeout
     fds[0].fd, fds[1].fd = p.wake_fd, p.socket.fd
     fds[0].events = fds[1].events = POLLIN
     fds[0].revents = fds[1].revents = 0
-    if ppoll(fds, 2 if for_socket else 1, limit, NULL) <= 0:
+    if pump_poll(fds, 2 if for_socket else 1, left, p.socket.plain) <= 0:
         return False
     if fds[0].revents:
         drain_fd(p.wake_fd)

@@ -16,6 +16,9 @@ __all__ = ["Udp"]
 # The structures of the system's interface differ in small ways; C reads them best.
 cdef extern from * nogil:
     """
+    #if defined(__APPLE__)
+    #define __APPLE_USE_RFC_3542  /* Declares IPV6_RECVTCLASS. */
+    #endif
     #include <errno.h>
     #include <netinet/in.h>
     #include <netinet/udp.h>
@@ -38,8 +41,10 @@ cdef extern from * nogil:
     #endif
 
     #if defined(UDP_LINUX)
+    #define UDP_IS_PLAIN 0
     #define udp_mmsghdr mmsghdr
     #else
+    #define UDP_IS_PLAIN 1
     struct udp_mmsghdr {
         struct msghdr msg_hdr;
         unsigned int msg_len;
@@ -90,8 +95,11 @@ cdef extern from * nogil:
     #if defined(IP_MTU_DISCOVER) && defined(IP_PMTUDISC_PROBE)
         udp_set(fd, IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE);
         if (v6) udp_set(fd, IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_PROBE);
+    #elif defined(IP_DONTFRAG) && defined(IPV6_DONTFRAG)
+        udp_set(fd, IPPROTO_IP, IP_DONTFRAG, 1);
+        if (v6) udp_set(fd, IPPROTO_IPV6, IPV6_DONTFRAG, 1);
     #endif
-    #if defined(IP_RECVERR)
+    #if defined(UDP_LINUX)
         udp_set(fd, IPPROTO_IP, IP_RECVERR, 1);
         if (v6) udp_set(fd, IPPROTO_IPV6, IPV6_RECVERR, 1);
     #endif
@@ -286,7 +294,7 @@ cdef extern from * nogil:
     static int udp_read_error(int fd, int *error, unsigned char *family,
                               unsigned short *port, unsigned int *scope,
                               unsigned char *ip) {
-    #if defined(MSG_ERRQUEUE) && defined(IP_RECVERR)
+    #if defined(UDP_LINUX)
         union udp_address to;
         char data[1];
         alignas(struct cmsghdr) char control[512];
@@ -319,6 +327,7 @@ cdef extern from * nogil:
     """
     cdef struct udp_batch:
         pass
+    enum: UDP_IS_PLAIN
     enum: SOL_SOCKET
     enum: SO_RCVBUF
     enum: SO_SNDBUF
@@ -355,7 +364,7 @@ cdef int udp_adopt(UdpSocket* s, int fd, uint32_t options) noexcept nogil:
     s.fd = fd
     s.is_ipv6 = family == 6
     # For people, too, whose system's offloads are in doubt.
-    if getenv("LIGHTNING_PLAIN_UDP") is not NULL:
+    if UDP_IS_PLAIN or getenv("LIGHTNING_PLAIN_UDP") is not NULL:
         options |= UDP_PLAIN
     if options & UDP_PLAIN:
         options |= UDP_NO_GSO | UDP_NO_GRO
