@@ -11,7 +11,7 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,11 +56,14 @@ def run(
     found["messages"] = wire.messages(taking_part, plan.sizes)
     found["wire"] = wire.datagrams(taking_part, plan.sizes, CALLERS)
     blocks: list[dict[str, Any]] = []
+    failures: list[str] = []
     for layout in layouts:
         print(f"starting everybody, {layout}", file=sys.stderr)
         with all_ends(taking_part, layout) as everybody:
             blocks += layout_blocks(everybody, plan, layout)
-    found["results"] = summed_up(blocks)
+            failures += [each.failure for each in everybody if each.failure is not None]
+    found["results"] = summed_up(blocks, plan.turns)
+    found["about"]["failures"] = failures
     found["about"] |= quiet(before, own)
     return found
 
@@ -75,44 +78,59 @@ def layout_blocks(
             # Back and forth: nobody is always the first.
             order = everybody[:: -1 if turn % 2 else 1]
             for ends in order:
-                yield {"layout": layout, "turn": turn, **latency(ends, plan, size)}
+                yield from attempt(layout, turn, ends, latency, plan, size)
             for ways in (("executor",), MANY):
                 for ends in order:
                     for how in set(ways) & set(ends.contender.ways):
-                        yield {
-                            "layout": layout,
-                            "turn": turn,
-                            **throughput(ends, plan, size, how),
-                        }
+                        yield from attempt(
+                            layout, turn, ends, throughput, plan, size, how
+                        )
     # At the end: a second login with the same hotkey ends the first one's connection.
     for turn in range(plan.turns):
         print(f"{layout}, set-ups, turn {turn + 1}", file=sys.stderr)
         for ends in everybody[:: -1 if turn % 2 else 1]:
-            with ends.awake():
-                ends.client.ask(op="setup", count=2)
-                yield {
-                    "layout": layout,
-                    "turn": turn,
-                    **block(ends, op="setup", count=plan.setups),
-                }
+            yield from attempt(layout, turn, ends, setup, plan)
+
+
+def attempt(
+    layout: str,
+    turn: int,
+    ends: Ends,
+    measure: Callable[..., dict[str, Any]],
+    *how: Any,
+) -> Iterator[dict[str, Any]]:
+    """Measure a block of a contender that has not failed yet."""
+    if ends.failure is not None:
+        return
+    try:
+        with ends.awake():
+            found = measure(ends, *how)
+    except RuntimeError as error:
+        ends.fail(error)
+    else:
+        yield {"layout": layout, "turn": turn, **found}
+
+
+def setup(ends: Ends, plan: Plan) -> dict[str, Any]:
+    """Measure new connections."""
+    ends.client.ask(op="setup", count=2)
+    return block(ends, op="setup", count=plan.setups)
 
 
 def latency(ends: Ends, plan: Plan, size: int) -> dict[str, Any]:
     """Measure requests one after the other."""
-    with ends.awake():
-        warm = ends.client.ask(op="latency", size=size, count=10)
-        pace = statistics.median(warm["seconds"])
-        count = max(10, min(plan.latencies, int(plan.seconds / pace)))
-        return block(ends, op="latency", size=size, count=count)
+    warm = ends.client.ask(op="latency", size=size, count=10)
+    pace = statistics.median(warm["seconds"])
+    count = max(10, min(plan.latencies, int(plan.seconds / pace)))
+    return block(ends, op="latency", size=size, count=count)
 
 
 def throughput(ends: Ends, plan: Plan, size: int, how: str) -> dict[str, Any]:
     """Measure requests of many callers at a time."""
     operation = {"op": "throughput", "size": size, "callers": CALLERS, "how": how}
-    with ends.awake():
-        pace = ends.client.ask(**operation, count=CALLERS)["elapsed"] / CALLERS
-        rounds = min(plan.requests, int(plan.seconds / pace)) // CALLERS
-        return block(ends, **operation, count=CALLERS * max(1, rounds))
+    pace = ends.client.ask(**operation, count=CALLERS)["elapsed"] / CALLERS
+    rounds = min(plan.requests, int(plan.seconds / pace)) // CALLERS
+    return block(ends, **operation, count=CALLERS * max(1, rounds))
 
 
 def block(ends: Ends, **operation: Any) -> dict[str, Any]:
@@ -134,10 +152,16 @@ def block(ends: Ends, **operation: Any) -> dict[str, Any]:
     }
 
 
-def summed_up(blocks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def summed_up(blocks: list[dict[str, Any]], turns: int) -> list[dict[str, Any]]:
     """Join the turns: percentiles over all samples, the median of rates.
 
-    ``turns`` keeps what each turn gave, the median or the rate, in order.
+    Args:
+        blocks: What was measured.
+        turns: What has fewer is not there: whoever did it failed.
+
+    Returns:
+        A row for each that a turn measures. ``turns`` in it keeps what each turn gave,
+        the median or the rate, in order.
     """
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for each in blocks:
@@ -145,6 +169,8 @@ def summed_up(blocks: list[dict[str, Any]]) -> list[dict[str, Any]]:
         groups.setdefault(tuple(each.get(n) for n in names), []).append(each)
     out = []
     for (layout, contender, operation, size, how), group in groups.items():
+        if len(group) < turns:
+            continue
         group.sort(key=lambda each: each["turn"])
         requests = sum(each["count"] for each in group)
         server_peaks = [each["server_peak_kib"] for each in group]

@@ -11,6 +11,7 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,9 @@ class End:
     def ask(self, **operation: object) -> dict[str, Any]:
         """Have it do something; return what it measured."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(operation) + "\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(operation) + "\n")
+            self._process.stdin.flush()
         line = self._line(ANSWER_TIMEOUT)
         if not line:
             raise RuntimeError(f"{self.name}: is gone; it was to do {operation}")
@@ -106,6 +108,9 @@ class Ends:
         layout: "one process" or "two processes".
         server_port: Where the server listens.
         client_port: Where the client sends to; a relay's, say.
+
+    Attributes:
+        failure: Why they are gone before their time.
     """
 
     def __init__(
@@ -117,6 +122,7 @@ class Ends:
     ) -> None:
         port = server_port or free_port()
         self.contender = contender
+        self.failure: str | None = None
         self._started: list[End] = []
         try:
             if layout == "one process":
@@ -148,6 +154,12 @@ class Ends:
         """Stop both until their next turn."""
         for end in self._started:
             end.freeze()
+
+    def fail(self, error: RuntimeError) -> None:
+        """End both, and go on without them."""
+        self.failure = str(error)
+        print(f"{self.failure}: goes on without", file=sys.stderr)
+        self.stop()
 
     def stop(self) -> None:
         """End both, the client first."""

@@ -73,7 +73,8 @@ def introduction(found: dict[str, Any]) -> list[str]:
         "Percentiles are over all samples, rates are the median of the turns. Times "
         "are those of that machine at that moment: ratios are what carries over."
     )
-    return [where, "", how, "", callers, "", caution]
+    failures = [f"Did not go through with it: {each}." for each in about["failures"]]
+    return [where, "", how, "", callers, "", caution, *failures]
 
 
 def picture(path: str, title: str) -> str:

@@ -2,6 +2,7 @@
 
 import re
 import socket
+import sys
 import threading
 from xml.etree import ElementTree
 
@@ -10,7 +11,16 @@ import pytest
 from bench.compare import charts, report, wire
 from bench.compare.contenders import Contender, python_ends
 from bench.compare.goals import GOALS, ONE, TWO, equal_messages, ratios
-from bench.compare.measure import LAYOUTS, Plan, percentile, run, summed_up
+from bench.compare.measure import (
+    LAYOUTS,
+    Plan,
+    attempt,
+    percentile,
+    run,
+    setup,
+    summed_up,
+)
+from bench.compare.processes import Ends
 from bench.compare.words import duration, size_name
 
 TITLES = {
@@ -19,6 +29,7 @@ TITLES = {
     "peer": "btlightning 0.2.15, Python",
     "peer-rust": "btlightning 0.2.15, Rust",
 }
+PLAN = Plan(sizes=(256,), setups=1, latencies=10, requests=32, seconds=0.01, turns=1)
 
 
 def block(contender: str, op: str, turn: int, **more) -> dict:
@@ -62,7 +73,7 @@ def found() -> dict:
     return {
         "about": {
             "date": "2026-11-25T16:59+00:00", "machine": "a machine", "load": 0.1,
-            "stolen": 0.0, "others": 0.1, "versions": {"python": "3.11.7"}, "contenders": TITLES,
+            "stolen": 0.0, "others": 0.1, "failures": [],"versions": {"python": "3.11.7"}, "contenders": TITLES,
         },
         "plan": {
             "sizes": (1024,), "setups": 2, "latencies": 10, "requests": 100,
@@ -76,7 +87,7 @@ def found() -> dict:
              "sent_datagrams": datagrams, "answered_datagrams": datagrams}
             for name, datagrams in (("ours", 1.0), ("bittensor", 0.0))
         ],
-        "results": summed_up(blocks),
+        "results": summed_up(blocks, 3),
     }  # fmt: skip
 
 
@@ -108,7 +119,7 @@ def test_turns_that_come_out_of_order_are_paired():
         latency("peer-rust", 2, [0.020]),
         latency("peer-rust", 1, [0.002]),
     ]
-    (ratio,) = ratios(summed_up(blocks))
+    (ratio,) = ratios(summed_up(blocks, 2))
     assert (ratio.low, ratio.high) == (pytest.approx(0.5), pytest.approx(0.5))
 
 
@@ -326,10 +337,7 @@ def test_a_run_has_everything_that_the_page_shows():
     contender = Contender(
         "ours-asyncio", "lightning, asyncio", python_ends(), ("tasks",)
     )
-    plan = Plan(
-        sizes=(256,), setups=1, latencies=10, requests=32, seconds=0.01, turns=1
-    )
-    made = run([contender], plan, LAYOUTS)
+    made = run([contender], PLAN, LAYOUTS)
     kinds = {(r["layout"], r["op"], r["size"], r["how"]) for r in made["results"]}
     assert kinds == {
         (layout, *kind)
@@ -350,3 +358,25 @@ def test_a_run_has_everything_that_the_page_shows():
     assert "| ours-asyncio |" in page
     for name in charts.CHARTS:
         ElementTree.fromstring(charts.svg(made, name, "light"))
+
+
+def test_who_fails_is_left_out(capfd):
+    """A run goes on without a contender whose process ends, and says so."""
+    contender = Contender(
+        "gone", "", (sys.executable, "-c", "print('ready', flush=True); input()"), ()
+    )
+    ends = Ends(contender, TWO)
+    try:
+        assert list(attempt(ONE, 1, ends, setup, PLAN)) == []
+        assert list(attempt(ONE, 2, ends, setup, PLAN)) == []
+    finally:
+        ends.stop()
+    assert "gone, client" in ends.failure
+    assert capfd.readouterr().err.count("goes on without") == 1
+
+
+def test_what_lacks_a_turn_is_left_out():
+    """A row has all turns, or is not there."""
+    blocks = [latency("ours", 1, [0.1]), latency("peer", 1, [0.1])]
+    blocks.append(latency("ours", 2, [0.1]))
+    assert [each["contender"] for each in summed_up(blocks, 2)] == ["ours"]
