@@ -69,6 +69,7 @@ EXTENSIONS = [
     "lightning._core.quic.engine",
     "lightning._core.quic.bench",
     "lightning._core.io.udp",
+    "lightning._core.io.desk",
     "lightning._core.io.pump",
     "lightning._core.io.driver",
 ]

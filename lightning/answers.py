@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lightning._core.wire.messages import (
@@ -35,7 +37,7 @@ from lightning.pool import HandlerPool
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from lightning._core.wire.exchange import ServerExchange
+    from lightning._core.io.driver import ServerExchange
     from lightning.config import LightningServerConfig
 
 log = logging.getLogger("lightning.server")
@@ -49,6 +51,8 @@ class Answers:
 
     Attributes:
         pool: The threads of handlers that are plain functions.
+        running: What such handlers answer just now, the oldest first: each with its
+            handler and its deadline on time.monotonic().
     """
 
     def __init__(self, config: LightningServerConfig) -> None:
@@ -56,6 +60,8 @@ class Answers:
         self._timeout = config.handler_timeout_secs
         self._limit = config.max_frame_payload_bytes
         self._buffer = config.streaming_channel_buffer
+        self._variables = contextvars.copy_context()
+        self.running: dict[ServerExchange, tuple[Handler, float]] = {}
 
     def inline(
         self,
@@ -72,6 +78,68 @@ class Answers:
             fail(exchange, ERROR_PROCESSING)
             return
         self._respond(exchange, handler, result)
+
+    def here(
+        self,
+        exchange: ServerExchange,
+        handler: Handler,
+        data: dict[str, Any],
+        context: HandlerContext,
+    ) -> None:
+        """Answer by a plain function, run in this thread; `expire` may be earlier."""
+        self.running[exchange] = handler, context.deadline
+        exchange.on_cancel = partial(self.running.pop, exchange, None)
+        try:
+            began = time.perf_counter()
+            try:
+                result = self._variables.copy().run(call, handler, data, context)
+            finally:
+                handler.note_run(time.perf_counter() - began)
+            self._respond(exchange, handler, result)
+        except HandlerError as error:
+            _log_failure(handler, error)
+            fail(exchange, ERROR_PROCESSING)
+        except Exception:
+            # Ours to mend, and no reason to let a client wait.
+            log.exception("answering by handler %r failed", handler.name)
+            fail(exchange, ERROR_PROCESSING)
+        finally:
+            self.running.pop(exchange, None)
+
+    def in_thread(
+        self,
+        exchange: ServerExchange,
+        handler: Handler,
+        data: dict[str, Any],
+        context: HandlerContext,
+    ) -> None:
+        """Answer by a plain function, run in a thread of the pool."""
+        job = _Job(self, exchange, handler, data, context)
+        self.running[exchange] = handler, context.deadline
+        exchange.on_cancel = job.drop
+        try:
+            self.pool.post(job)
+        except HandlerError as error:
+            self.running.pop(exchange, None)
+            _log_failure(handler, error)
+            fail(exchange, ERROR_PROCESSING)
+
+    async def expire(self) -> None:
+        """Answer, for as long as this runs, where plain functions take too long."""
+        pause = min(max(self._timeout / 50, 0.005), 1)
+        while True:
+            await asyncio.sleep(pause)
+            now = time.monotonic()
+            # All have the same time limit: the oldest are first.
+            while self.running:
+                exchange, (handler, deadline) = next(iter(self.running.items()))
+                if deadline > now:
+                    break
+                self.running.pop(exchange, None)
+                log.warning("handler %r timed out", handler.name)
+                if (drop := exchange.on_cancel) is not None:
+                    drop()
+                fail(exchange, ERROR_TIMEOUT)
 
     async def unary(
         self,
@@ -153,6 +221,42 @@ class Answers:
             fail(exchange, ERROR_SERIALIZATION)
             return
         exchange.respond(frame)
+
+
+class _Job:
+    """One request that waits for a thread, or has one."""
+
+    __slots__ = ("_work",)
+
+    def __init__(
+        self,
+        answers: Answers,
+        exchange: ServerExchange,
+        handler: Handler,
+        data: dict[str, Any],
+        context: HandlerContext,
+    ) -> None:
+        # One attribute, so that the thread sees all of it or None.
+        self._work: tuple[Any, ...] | None = (answers, exchange, handler, data, context)
+
+    def drop(self) -> None:
+        """Do not start it any more, nor keep it in memory."""
+        work, self._work = self._work, None
+        if work is not None:
+            work[0].running.pop(work[1], None)
+
+    def execute(self) -> None:
+        work, self._work = self._work, None
+        if work is not None:
+            answers, *rest = work
+            answers.here(*rest)
+
+    def abandon(self) -> None:
+        work, self._work = self._work, None
+        if work is not None:
+            answers, exchange, *_ = work
+            answers.running.pop(exchange, None)
+            fail(exchange, ERROR_PROCESSING)
 
 
 def fail(exchange: ServerExchange, text: str, handler: Handler | None = None) -> None:

@@ -67,6 +67,7 @@ class Handler:
         function: The function or object that was registered.
         takes_context: Whether it wants a ``HandlerContext``.
         streams: Whether it gives chunks.
+        typical_seconds: How long it took lately; of a new one, a cautious guess.
     """
 
     __slots__ = (
@@ -77,6 +78,7 @@ class Handler:
         "streams",
         "takes_context",
         "takes_sender",
+        "typical_seconds",
     )
 
     def __init__(self, name: str, kind: HandlerKind, function: Any) -> None:
@@ -88,6 +90,11 @@ class Handler:
         self.invoke = binding.invoke
         self.takes_context = binding.uses(_CONTEXT)
         self.takes_sender = binding.uses(_SENDER)
+        self.typical_seconds = 0.002
+
+    def note_run(self, seconds: float) -> None:
+        """Take note of how long a run took."""
+        self.typical_seconds += (seconds - self.typical_seconds) / 8
 
     def __repr__(self) -> str:
         return f"<Handler {self.name!r} {self.kind.name}>"

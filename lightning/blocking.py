@@ -11,11 +11,14 @@ import operator
 from typing import TYPE_CHECKING, Any, Self
 
 from lightning._core.io.loop import LoopThread
+from lightning._core.wire.exchange import read_answer
 from lightning.client import AsyncLightning
 from lightning.config import LightningClientConfig, LightningServerConfig
 from lightning.errors import ConfigError
 from lightning.server import STOP_TIMEOUT, AsyncLightningServer
+from lightning.serving import ServingThreads
 from lightning.streaming import BlockingStreamingResponse
+from lightning.types import QuicAxonInfo, QuicRequest, check_timeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -101,6 +104,7 @@ class Lightning:
             signer=signer,
             config=dataclasses.replace(config or LightningClientConfig(), **settings),
         )
+        self._client._threads = True  # noqa: SLF001 - the other half of this class.
         self._io = LoopThread("lightning-client", self._client.close)
 
     def __repr__(self) -> str:
@@ -174,9 +178,23 @@ class Lightning:
         Returns:
             A dict with ``success``, ``data``, ``latency_ms`` and ``error``.
         """
-        return self._io.call(
-            self._client.query_axon, axon_info, request, timeout_secs
-        ).to_dict()
+        client = self._client
+        axon = QuicAxonInfo.coerce(axon_info)
+        timeout = check_timeout(timeout_secs)
+        asked = QuicRequest.coerce(request)
+        connection = client._connection_to(axon)  # noqa: SLF001 - the other half of this class.
+        if connection is None:
+            connection, frame = self._io.call(client._prepare, axon, asked)
+        else:
+            frame = client._encode(asked)
+        call = connection.ask(frame, timeout)
+        response = read_answer(call)
+        return {
+            "success": response.success,
+            "data": response.data,
+            "latency_ms": call.seconds * 1e3,
+            "error": response.error,
+        }
 
     def query_axon_with_timeout(
         self, axon_info: Any, request: Any, timeout_secs: float
@@ -285,6 +303,8 @@ class LightningServer:
             signer=signer,
             config=dataclasses.replace(config or LightningServerConfig(), **settings),
         )
+        # The other half of this class.
+        self._server._threads = ServingThreads(self._server.config.handler_threads)  # noqa: SLF001
         self._io = LoopThread("lightning-server", self._server.stop)
 
     def __repr__(self) -> str:

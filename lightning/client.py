@@ -13,11 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from lightning._core.io.transport import ClientEndpoint, Connection, TransportConfig
-from lightning._core.wire.exchange import (
-    ClientExchange,
-    read_answer,
-    read_login_answer,
-)
+from lightning._core.wire.exchange import read_answer, read_login_answer
 from lightning._core.wire.messages import encode_synapse_packet
 from lightning.config import LightningClientConfig
 from lightning.errors import (
@@ -51,6 +47,8 @@ from lightning.types import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Sequence
     from types import TracebackType
+
+    from lightning._core.io.driver import Call
 
 T = TypeVar("T")
 # What an attempt is for: a dial, or a login.
@@ -89,6 +87,8 @@ class AsyncLightning:
         signer: object | None = None,
         config: LightningClientConfig | None = None,
     ) -> None:
+        # The blocking face sets this: its callers move the datagrams.
+        self._threads = False
         if not isinstance(wallet_hotkey, str):
             raise TypeError(
                 f"wallet_hotkey must be a str, not {type(wallet_hotkey).__name__}"
@@ -313,12 +313,13 @@ class AsyncLightning:
         """
         axon = QuicAxonInfo.coerce(axon_info)
         timeout = check_timeout(timeout_secs)
+        self._require_endpoint()
         frame = self._encode(QuicRequest.coerce(request))
-        connection = await self._route(axon)
-        started, (kind, payload, ended) = await self._ask(connection, frame, timeout)
-        response = read_answer(kind, payload)
+        connection = self._connection_to(axon) or await self._route(axon)
+        call = await self._ask(connection, frame, timeout)
+        response = read_answer(call)
         return QuicResponse(
-            response.success, response.data, (ended - started) * 1e3, response.error
+            response.success, response.data, call.seconds * 1e3, response.error
         )
 
     async def query_axon_with_timeout(
@@ -344,6 +345,7 @@ class AsyncLightning:
             The same as `query_axon`, but for the answer's errors.
         """
         axon = QuicAxonInfo.coerce(axon_info)
+        self._require_endpoint()
         frame = self._encode(QuicRequest.coerce(request))
         connection = await self._route(axon)
         return StreamingResponse(
@@ -353,10 +355,25 @@ class AsyncLightning:
             self.config.max_stream_payload_bytes,
         )
 
-    # How.
+    # How; the blocking face uses the first three, too.
+
+    def _connection_to(self, axon: QuicAxonInfo) -> Connection | None:
+        """Return the live connection on which a miner is logged in, if there is one."""
+        session = self._sessions.get(axon.address)
+        if session is not None and session.serves(axon.hotkey):
+            return session.connection
+        return None
+
+    async def _prepare(
+        self, axon: QuicAxonInfo, request: QuicRequest
+    ) -> tuple[Connection, bytes]:
+        """Return the connection to a miner, made if need be, and the frame to send."""
+        self._require_endpoint()
+        frame = self._encode(request)
+        return await self._route(axon), frame
 
     def _encode(self, request: QuicRequest) -> bytes:
-        self._require_endpoint()
+        """Return the frame of a request."""
         return encode_synapse_packet(
             request.synapse_type,
             request.data,
@@ -601,7 +618,7 @@ class AsyncLightning:
         endpoints = self._require_endpoint()
         endpoint = endpoints.get(family)
         if endpoint is None:
-            endpoint = ClientEndpoint(self._transport)
+            endpoint = ClientEndpoint(self._transport, threads=self._threads)
             await endpoint.open(family)
             if endpoints.setdefault(family, endpoint) is not endpoint:
                 # Another dial was faster.
@@ -623,49 +640,31 @@ class AsyncLightning:
             )
             signature = await sign(self._require_signer(), login.message)
             frame = login.request(signature).to_frame()
-            _, (kind, payload, _) = await self._ask(connection, frame, None)
-            login.check(read_login_answer(kind, payload))
+            call = await self._ask(connection, frame, None)
+            login.check(read_login_answer(*call.answer()))
         except HandshakeError as error:
             error.address = str(address)
             raise
 
     async def _ask(
         self, connection: Connection, frame: bytes, timeout: float | None
-    ) -> tuple[float, tuple[int, bytes, float]]:
-        """Send a frame and wait for the first frame of the answer.
-
-        Returns:
-            When it was sent, and the frame's type and payload and when it had come.
-        """
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[tuple[int, bytes, float]] = loop.create_future()
-
-        def on_frame(exchange: ClientExchange, kind: int, payload: bytes) -> None:
-            exchange.complete()
-            if not answer.done():
-                answer.set_result((kind, payload, loop.time()))
-
-        def on_error(exchange: ClientExchange, error: LightningError) -> None:
-            if not answer.done():
-                answer.set_exception(error)
-
-        def on_timeout() -> None:
-            if not answer.done():
-                answer.set_exception(
-                    RequestTimeout("query timed out", timeout=timeout or 0)
-                )
-
-        exchange = connection.exchanges.start(frame, on_frame, on_error)
-        started = loop.time()
-        timer = None if timeout is None else loop.call_later(timeout, on_timeout)
+    ) -> Call:
+        """Send a frame and wait for the end of the call."""
+        loop = connection.loop
+        answer: asyncio.Future[Call] = loop.create_future()
+        call = connection.call(frame, answer)
+        timer = None
         try:
-            return started, await answer
+            if timeout is not None:
+                timer = loop.call_later(timeout, _time_out, answer, timeout)
+            await answer
         except BaseException:
-            exchange.cancel()
+            call.cancel()
             raise
         finally:
             if timer is not None:
                 timer.cancel()
+        return call
 
     def _adopt(self, address: PeerAddr, connection: Connection) -> _Session:
         """Keep a new connection, in place of the dead one that may be there."""
@@ -691,6 +690,11 @@ class AsyncLightning:
         session = self._sessions.pop(address, None)
         if session is not None:
             session.connection.close(reason)
+
+
+def _time_out(answer: asyncio.Future[Call], timeout: float) -> None:
+    if not answer.done():
+        answer.set_exception(RequestTimeout("query timed out", timeout=timeout))
 
 
 LightningClient = AsyncLightning

@@ -67,10 +67,12 @@ from lightning.signer import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
     from types import TracebackType
 
-    from lightning._core.wire.exchange import ServerExchange
+    from lightning._core.io.driver import ServerExchange
+    from lightning.pool import Mailbox
+    from lightning.serving import ServingThreads
     from lightning.types import PeerAddr, ServerConnectionStats
 
 # Seconds that running handlers get to finish when the server is stopped.
@@ -168,6 +170,9 @@ class AsyncLightningServer:
         # False from stop() on; requests are then no longer begun.
         self._open = False
         self._complained_at = -COMPLAINT_INTERVAL
+        # The blocking face sets this: requests are run by these, and not by the loop.
+        self._threads: ServingThreads | None = None
+        self._mailbox: Mailbox | None = None
 
     @classmethod
     def with_config(
@@ -318,6 +323,7 @@ class AsyncLightningServer:
         self._permits = PermitSet()
         self._permits_known = asyncio.Event()
         self._sources = SourceAllowlist.enforce(())
+        self._mailbox = self._answers.pool.mailbox()
         self._open = True
         try:
             endpoint = self._endpoint = await self._bind()
@@ -330,6 +336,9 @@ class AsyncLightningServer:
         if self._signer is None:
             log.warning("no signer is set: every login will be refused")
         self._spawn(self._sweep(endpoint), "sweep")
+        self._spawn(self._answers.expire(), "handler timeouts")
+        if self._threads is not None:
+            self._threads.start(endpoint, self._serve)
         if settings.require_validator_permit:
             self._spawn(
                 refresh(
@@ -376,6 +385,8 @@ class AsyncLightningServer:
             identity,
             on_connection=self._on_connection,
             on_request=self._on_request,
+            threads=self._threads is not None,
+            on_busy=self._on_busy,
         )
         try:
             places = await asyncio.get_running_loop().getaddrinfo(
@@ -444,6 +455,8 @@ class AsyncLightningServer:
             for task in tasks:
                 task.cancel()
             endpoint.close("server_shutdown")
+            if self._threads is not None:
+                self._threads.stop()
             pool.shutdown()
             self._endpoint = None
             stopped.set()
@@ -463,7 +476,7 @@ class AsyncLightningServer:
             running = self._requests - {asyncio.current_task()}
             if running:
                 await asyncio.wait(running, timeout=left)
-            elif any(c.is_alive and c.has_unsent for c in connections):
+            elif self._answers.running or any(c.is_alive and c.has_unsent for c in connections):
                 await asyncio.sleep(min(left, 0.01))
             else:
                 break
@@ -572,6 +585,37 @@ class AsyncLightningServer:
 
     # Requests.
 
+    @property
+    def _answering(self) -> int:
+        """How many requests and logins are being answered."""
+        return len(self._requests) + len(self._answers.running)
+
+    def _on_busy(self) -> None:
+        if self._threads is not None:
+            self._threads.add()
+
+    def _serve(
+        self,
+        connection: Connection,
+        exchange: ServerExchange,
+        kind: int,
+        payload: bytes,
+    ) -> None:
+        """Run a request in a thread, or have the loop do what only that can."""
+        try:
+            if kind != MessageType.SYNAPSE_PACKET:
+                self._mail(self._on_request, connection, exchange, kind, payload)
+            elif self._open:
+                self._on_packet(connection, exchange, payload)
+        except Exception:
+            log.exception("request from %s failed", connection.address)
+            fail(exchange, ERROR_PROCESSING)
+
+    def _mail(self, function: Callable[..., object], *args: Any) -> None:
+        """Call a function on the loop, from a thread."""
+        if self._mailbox is not None:
+            self._mailbox.post(function, *args)
+
     def _on_request(
         self,
         connection: Connection,
@@ -674,7 +718,7 @@ class AsyncLightningServer:
             )
             replaced.close("replaced")
         self._forget_stranger(connection)
-        connection.exchanges.max_payload = self.config.max_frame_payload_bytes
+        connection.max_payload = self.config.max_frame_payload_bytes
         return frame
 
     def _require_permit(self, hotkey: str) -> None:
@@ -719,13 +763,36 @@ class AsyncLightningServer:
         )
         if handler.kind is HandlerKind.INLINE:
             self._answers.inline(exchange, handler, packet.data, context)
+        elif self._threads is None:
+            if handler.kind is HandlerKind.THREAD:
+                self._answers.in_thread(exchange, handler, packet.data, context)
+            else:
+                self._begin(connection, exchange, handler, packet.data, context)
+        elif handler.kind is HandlerKind.THREAD:
+            self._threads.about_to_run(handler)
+            self._answers.here(exchange, handler, packet.data, context)
+        else:
+            self._mail(
+                self._begin, connection, exchange, handler, packet.data, context
+            )
+
+    def _begin(
+        self,
+        connection: Connection,
+        exchange: ServerExchange,
+        handler: Handler,
+        data: dict[str, Any],
+        context: HandlerContext,
+    ) -> None:
+        """Answer by a task of the loop."""
+        if exchange.cancelled:
             return
         if handler.streams:
             answer = self._answers.stream(
-                exchange, handler, packet.data, context, connection.sent
+                exchange, handler, data, context, connection.sent
             )
         else:
-            answer = self._answers.unary(exchange, handler, packet.data, context)
+            answer = self._answers.unary(exchange, handler, data, context)
         self._spawn_for(exchange, answer, handler.name, handler)
 
     # Background.
@@ -774,8 +841,7 @@ class AsyncLightningServer:
         while True:
             await asyncio.sleep(SWEEP_INTERVAL)
             now = asyncio.get_running_loop().time()
-            for connection in set(endpoint.connections.values()):
-                connection.exchanges.expire(now - self.config.frame_timeout_secs)
+            endpoint.expire(now - self.config.frame_timeout_secs)
             if time.monotonic() >= next_cleanup:
                 next_cleanup += self.config.nonce_cleanup_interval_secs
                 await self.cleanup_expired_nonces()

@@ -25,4 +25,4 @@ def connections(*faces: Face) -> Iterator[Connection]:
 
 def in_flight(*faces: Face) -> int:
     """Return how many exchanges their connections know."""
-    return sum(len(connection.exchanges) for connection in connections(*faces))
+    return sum(connection.under_way for connection in connections(*faces))

@@ -345,7 +345,7 @@ def test_closing_fails_what_other_threads_wait_for(pair):
     threads = [threading.Thread(target=ask) for _ in range(5)]
     for thread in threads:
         thread.start()
-    until(lambda: len(server._server._requests) == 5)
+    until(lambda: server._server._answering == 5)
     closers = [threading.Thread(target=client.close) for _ in range(3)]
     for thread in closers:
         thread.start()
@@ -498,7 +498,7 @@ def test_a_stop_lets_handlers_finish(pair):
         target=lambda: answers.append(client.query_axon(axon, {"synapse_type": "w"}))
     )
     asking.start()
-    until(lambda: server._server._requests)
+    until(lambda: server._server._answering)
     stopping = threading.Thread(target=server.stop, args=(10,))
     stopping.start()
     until(lambda: not server._server._open)
@@ -526,7 +526,7 @@ def test_a_handler_that_never_returns_does_not_keep_stop(pair):
 
     asking = threading.Thread(target=ask)
     asking.start()
-    until(lambda: server._server._requests)
+    until(lambda: server._server._answering)
     began = time.monotonic()
     server.stop(0.1)
     assert time.monotonic() - began < 2
@@ -549,10 +549,10 @@ def test_a_handler_may_ask_another_server(pair, start_blocking_server, axon_of):
 
 
 def test_a_call_to_itself_from_the_io_thread_says_so(pair, caplog):
-    """An inline handler runs there."""
+    """An async handler runs there."""
     outcomes = []
 
-    def misuse(data: dict) -> dict:
+    async def misuse(data: dict) -> dict:
         for call in (server.get_connection_stats, server.stop, server.serve_forever):
             try:
                 call()
@@ -561,7 +561,7 @@ def test_a_call_to_itself_from_the_io_thread_says_so(pair, caplog):
         return {}
 
     server, client, axon = pair(
-        lambda s: s.register_synapse_handler("m", misuse, inline=True)
+        lambda s: s.register_async_synapse_handler("m", misuse)
     )
     assert client.query_axon(axon, {"synapse_type": "m"}, 10)["success"]
     assert len(outcomes) == 3
@@ -619,8 +619,8 @@ assert client.query_axon(axon, {"synapse_type": "echo"})["success"]
 INTERRUPTED = """
 def announce():
     # Once the main thread is in the call.
-    while not sys._current_frames()[threading.main_thread().ident].f_code.co_name == (
-        "result"
+    while not sys._current_frames()[threading.main_thread().ident].f_code.co_name in (
+        "result", "query_axon"
     ):
         time.sleep(0.01)
     print("waiting", flush=True)
@@ -659,10 +659,10 @@ def test_ctrl_c_is_noticed_while_the_call_waits(pair):
     )
     times = []
     # The login may not be over on the server's side: it is not to be taken for a call.
-    until(lambda: not server._server._requests)
+    until(lambda: not server._server._answering)
 
     def interrupt() -> None:
-        until(lambda: server._server._serving or server._server._requests)
+        until(lambda: server._server._serving or server._server._answering)
         times.append(time.monotonic())
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -676,7 +676,7 @@ def test_ctrl_c_is_noticed_while_the_call_waits(pair):
             call()
         assert time.monotonic() - times.pop() < 2
         thread.join(10)
-        until(lambda: not server._server._serving and not server._server._requests)
+        until(lambda: not server._server._serving and not server._server._answering)
     release.set()
     assert client.query_axon(axon, ECHO)["success"]
 
@@ -695,7 +695,7 @@ for _ in range(3):
         daemon=True,
     ).start()
 threading.excepthook = lambda args: None  # They are cut off, and may say so.
-while len(server._server._requests) < 3:
+while server._server._answering < 3:
     time.sleep(0.01)
 """,
             0,

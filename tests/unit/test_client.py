@@ -359,7 +359,7 @@ async def test_when_the_server_goes_what_runs_fails_with_its_reason(
         asyncio.create_task(client.query_axon(axon, {"synapse_type": "f"}))
         for _ in range(3)
     ]
-    await until_async(lambda: len(server._requests) == 3)
+    await until_async(lambda: server._answering == 3)
     await server.stop(0)
     for query in queries:
         with pytest.raises(ConnectionClosed) as caught:
@@ -383,7 +383,7 @@ async def test_when_the_path_goes_silent_what_runs_fails_by_timeout(
         query = asyncio.create_task(
             client.query_axon(at(relay.port), {"synapse_type": "f"})
         )
-        await until_async(lambda: server._requests)
+        await until_async(lambda: server._answering)
         relay.is_open = False
         with pytest.raises(ConnectionClosed) as caught:
             await query
@@ -399,12 +399,12 @@ async def test_closing_fails_what_runs(connect, start_server):
     server = await start_server(lambda s: s.register_synapse_handler("f", forever))
     client, axon = await connect(server)
     query = asyncio.create_task(client.query_axon(axon, {"synapse_type": "f"}))
-    await until_async(lambda: server._requests)
+    await until_async(lambda: server._answering)
     await client.close()
     with pytest.raises(ConnectionClosed) as caught:
         await query
     assert (caught.value.initiator, caught.value.reason) == ("local", "client_shutdown")
-    await until_async(lambda: not server._requests)
+    await until_async(lambda: not server._answering)
 
 
 async def test_closing_cuts_off_a_dial(make_client, silent_port):
@@ -1075,48 +1075,4 @@ async def test_a_stream_needs_a_chunk_timeout_to_give_up(start_server, connect):
     assert await stream.next_chunk() == b"one"
     with pytest.raises(StreamError, match="chunk read timed out"):
         await stream.next_chunk()
-    await until_async(lambda: not server._requests)
-
-
-async def test_of_an_answer_only_the_first_outcome_counts(make_client):
-    """Whatever comes in the same turn of the loop, before the caller runs."""
-
-    class Exchange:
-        def complete(self) -> None: ...
-        def cancel(self) -> None: ...
-
-    class Exchanges:
-        def start(self, frame, on_frame, on_error) -> Exchange:
-            self.on_frame, self.on_error = on_frame, on_error
-            return Exchange()
-
-    class Connection:
-        def __init__(self) -> None:
-            self.exchanges = Exchanges()
-
-    client = make_client()
-    loop = asyncio.get_running_loop()
-    for order in ("frame error timeout", "error frame timeout", "timeout frame error"):
-        connection = Connection()
-        task = asyncio.create_task(client._ask(connection, b"", 0))
-        await asyncio.sleep(0)
-        reports = {
-            "frame": lambda c=connection: c.exchanges.on_frame(Exchange(), 4, b"a"),
-            "error": lambda c=connection: c.exchanges.on_error(
-                Exchange(), ConnectionClosed()
-            ),
-        }
-        first, *rest = order.split()
-        # The timer is due in the coming turn: what is called soon comes before it.
-        for name in [first, *rest]:
-            if name != "timeout":
-                schedule = loop.call_later if first == "timeout" else loop.call_soon
-                arguments = (0,) if first == "timeout" else ()
-                schedule(*arguments, reports[name])
-        if first == "frame":
-            _, (kind, payload, _) = await task
-            assert (kind, payload) == (4, b"a")
-        else:
-            error = RequestTimeout if first == "timeout" else ConnectionClosed
-            with pytest.raises(error):
-                await task
+    await until_async(lambda: not server._answering)

@@ -308,7 +308,7 @@ async def test_a_stop_lets_running_handlers_finish(start_server, connect):
         asyncio.create_task(answer_of(client, axon, "slow")),
         asyncio.create_task(chunks_of(client, axon, "chunks")),
     ]
-    await until_async(lambda: len(server._requests) == 2)
+    await until_async(lambda: server._answering == 2)
     stopping = asyncio.create_task(server.stop(10))
     await asyncio.sleep(0)
     late = asyncio.create_task(answer_of(client, axon, "echo"))
@@ -359,7 +359,7 @@ async def test_a_stop_that_is_cancelled_has_stopped_it(start_server, connect):
     )
     client, axon = await connect(server)
     running = asyncio.create_task(answer_of(client, axon, "w"))
-    await until_async(lambda: server._requests)
+    await until_async(lambda: server._answering)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
             await server.stop(20)
@@ -739,7 +739,7 @@ async def test_a_blocking_handler_holds_up_nobody(start_server, connect):
     )
     client, axon = await connect(server)
     tasks = [asyncio.create_task(answer_of(client, axon, "b")) for _ in range(200)]
-    await until_async(lambda: len(server._requests) == 200)
+    await until_async(lambda: server._answering == 200)
     other, _ = await connect(server, signer(7))
     began = time.monotonic()
     assert (await other.query_axon(axon, ECHO)).success
@@ -985,9 +985,9 @@ async def test_who_leaves_during_the_login_takes_no_place(start_server):
     server = await start_server(lambda s: s.set_miner_signer(slowly))
     async with raw_client(port_of(server)) as raw:
         raw.start(login_frame(raw.certificate))
-        await until_async(lambda: server._requests)
+        await until_async(lambda: server._answering)
     release.set()
-    await until_async(lambda: not server._tasks or not server._requests)
+    await until_async(lambda: not server._tasks or not server._answering)
     assert not len(server._table)
     assert not server._strangers
 
@@ -1489,12 +1489,12 @@ async def test_a_peer_that_wants_no_answer_stops_the_handler(start_server):
     async with raw_client(port_of(server)) as raw:
         assert is_accepted(await raw.login())
         stream = raw.start(frame(3, bytes.fromhex("93a16680ce6b0643ef")))
-        await until_async(lambda: len(server._requests))
+        await until_async(lambda: server._answering)
         raw.stop(stream.id, 0)
         async with asyncio.timeout(10):
             await cancelled.wait()
         await stream.end()
-        await until_async(lambda: not in_flight(server) and not server._requests)
+        await until_async(lambda: not in_flight(server) and not server._answering)
 
 
 async def test_refusing_what_is_not_begun_any_more(start_server, connect):
@@ -1505,7 +1505,7 @@ async def test_refusing_what_is_not_begun_any_more(start_server, connect):
     )
     client, axon = await connect(server)
     running = asyncio.create_task(answer_of(client, axon, "w"))
-    await until_async(lambda: server._requests)
+    await until_async(lambda: server._answering)
     stopping = asyncio.create_task(server.stop(10))
     await asyncio.sleep(0)
     with pytest.raises(TimeoutError):

@@ -191,7 +191,7 @@ async def test_whoever_drops_it_early_stops_the_handler(
         del stream
     gc.collect()
     await until_async(handler.closed.is_set)
-    await until_async(lambda: not in_flight(client, server) and not server._requests)
+    await until_async(lambda: not in_flight(client, server) and not server._answering)
     assert (await client.query_axon(axon, ECHO)).success
 
 

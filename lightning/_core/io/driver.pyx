@@ -1,8 +1,9 @@
 """Between the engine of one socket and Python: steps, completions, verbs.
 
-A `Driver` is used by one thread, its owner's; its pump's own thread only moves
-datagrams. What the engine has to say is taken from it in batches, under its mutex and
-without the GIL, and handed on after.
+A `Driver` belongs to one thread; its pump's own thread only moves datagrams. What the
+engine has to say is taken from it in batches, under its mutex and without the GIL, and
+handed on after. Three things may be done in any thread: `Link.ask`, `Driver.serve` and
+`ServerExchange.respond`, with which threads ask and answer without the owner.
 """
 
 import os
@@ -13,24 +14,31 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stddef cimport size_t
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
+from lightning._core.io.desk cimport (
+    CALL_ANSWERED, CALL_BAD_TYPE, CALL_CANCELLED, CALL_ENDED_EARLY, CALL_LOST,
+    CALL_NO_MEMORY, CALL_REFUSED, CALL_RESET, CALL_TOO_LARGE, WAITER_DONE, Waiter,
+    desk_call, desk_cancel, desk_close, desk_count, desk_expire, desk_free, desk_init,
+    desk_next_ended, desk_next_ready, desk_open, desk_respond, desk_take_roused,
+    desk_sift, frame_free, request_free, waiter_sleep
+)
 from lightning._core.io.pump cimport (
-    pump_acknowledge, pump_attend, pump_clock, pump_close, pump_deadline, pump_flush,
-    pump_open, pump_start, pump_stats
+    WAIT_INTERRUPTED, WAIT_TIMEOUT, pump_acknowledge, pump_attend, pump_clock, pump_close, pump_deadline, pump_flush,
+    pump_dismiss, pump_open, pump_pass, pump_rouse, pump_start, pump_stats, pump_wait
 )
 from lightning._core.io.udp cimport UDP_NO_GSO, UdpSocket
 from lightning._core.quic.buffer cimport OK
 from lightning._core.quic.connection cimport (
     connection_close, connection_open_stream, connection_pause, connection_refer,
     connection_release, connection_reset, connection_resume, connection_send,
-    connection_stop, connection_stream
+    connection_stop, connection_stream, CONNECTION_CLOSED
 )
 from lightning._core.quic.connstate cimport CONNS_SEND, Conn, conn_is_alive, conn_list
 from lightning._core.quic.convert cimport address_from
 from lightning._core.quic.endpoint cimport (
     COMPLETION_CLOSED, COMPLETION_CONNECTED, endpoint_lock, endpoint_next_completion,
-    endpoint_release, endpoint_touch, endpoint_unlock
+    endpoint_release, endpoint_touch, endpoint_trylock, endpoint_unlock
 )
 from lightning._core.quic.gate cimport gate_host, gate_replace
 from lightning._core.quic.paths cimport Address
@@ -45,7 +53,42 @@ from lightning._core.quic.streamtable cimport (
     EVENT_WRITABLE, LIST_WAITING, Stream, list_push
 )
 
-__all__ = ["Driver", "Link"]
+from lightning._core.wire.framing cimport HEADER_SIZE
+from lightning._core.wire.messages cimport Message, decode_raw
+
+from lightning.errors import (
+    ConnectionClosed,
+    FrameTooLarge,
+    RequestTimeout,
+    StreamClosedEarly,
+    StreamReset,
+    UnknownMessageType,
+)
+
+cdef extern from "unistd.h" nogil:
+    int usleep(unsigned int micros)
+    int os_getpid "getpid"()
+
+cdef extern from "Python.h":
+    unsigned long PyThread_get_thread_ident() noexcept
+    int PyErr_CheckSignals() except -1
+
+cdef enum:
+    # Microseconds after which a waiting main thread looks for what stands for a
+    # signal without being one, such as `_thread.interrupt_main`.
+    LOOK = 100_000
+    ENDED = 64  # calls taken from the desk at a time
+
+OWN_THREAD = (
+    "a blocking call from the I/O thread would wait for itself: make it from another "
+    "thread, or use the asyncio face"
+)
+FORKED = (
+    "this object was made before a fork and cannot be used in the child: make a new "
+    "one there"
+)
+
+__all__ = ["Call", "Driver", "Link", "ServerExchange"]
 
 
 @cython.final
@@ -60,6 +103,9 @@ cdef class Driver:
         accept: For a server: makes the `Link` of each new connection. It is called
             with the engine's connection before the handshake is complete.
         gso: Whether the kernel may cut up what is sent.
+        owned: Whether the owner steps it (`attend`). False leaves that to the threads
+            that wait in it and to the pump's; the owner is notified of the rest.
+        on_busy: Called without arguments when requests wait for `serve`.
 
     Raises:
         OSError: The system refuses; the socket stays the caller's.
@@ -70,7 +116,7 @@ cdef class Driver:
 
     def __init__(
         self, Endpoint endpoint not None, int fd, on_unsent, accept=None,
-        *, bint gso=True,
+        *, bint gso=True, bint owned=True, on_busy=None,
     ):
         cdef int status
         if self.is_open:
@@ -78,9 +124,13 @@ cdef class Driver:
         self.endpoint = endpoint
         self.accept = accept
         self.on_unsent = on_unsent
+        self.on_busy = on_busy
+        self.is_owned = owned
+        self.owner = PyThread_get_thread_ident()
         self.pid = os.getpid()
+        desk_init(&self.desk, &endpoint.core)
         status = pump_open(
-            &self.pump, &endpoint.core, fd, 0 if gso else UDP_NO_GSO
+            &self.pump, &endpoint.core, &self.desk, fd, 0 if gso else UDP_NO_GSO, owned
         )
         if status != 0:
             raise OSError(-status, os.strerror(-status))
@@ -91,15 +141,19 @@ cdef class Driver:
 
     def __dealloc__(self):
         self.shut()
+        desk_free(&self.desk)
 
     def close(self):
         """Stop the thread and close the socket; what is not sent is lost."""
+        if self.is_open and os.getpid() == self.pid:
+            for link in self.links_alive:
+                (<Link> link).hang_up()
         self.shut()
         # A forked child has copies of records that are its parent's to write.
         if os.getpid() == self.pid:
             self.endpoint.drain_trace()
         self.links.clear()
-        self.accept = self.on_unsent = None
+        self.accept = self.on_unsent = self.on_busy = None
 
     cdef int shut(self) except -1:
         cdef bint join
@@ -108,8 +162,27 @@ cdef class Driver:
         self.is_open = False
         # A forked child has no thread to wait for.
         join = os.getpid() == self.pid
+        if join:
+            with nogil:
+                pump_dismiss(&self.pump)
+            while self.users:
+                with nogil:
+                    pump_dismiss(&self.pump)
+                    usleep(100)
         with nogil:
             pump_close(&self.pump, join)
+        return 0
+
+    cdef int enter(self) except -1:
+        """Keep the pump there while this thread is in it."""
+        self.check_open()
+        if os_getpid() != self.pid:
+            raise RuntimeError(FORKED)
+        self.users += 1
+        return 0
+
+    cdef int leave(self) except -1:
+        self.users -= 1
         return 0
 
     cdef int check_open(self) except -1:
@@ -191,6 +264,66 @@ cdef class Driver:
         link.bind(self, engine)
         self.mark()
 
+    def serve(self, handle):
+        """Run requests in this thread until the driver is closed.
+
+        Several threads may. Requests are handed to one of them, in order, until it
+        calls `yield_lead`.
+
+        Args:
+            handle: Called with ``(link, exchange, type, payload)``; must not raise.
+        """
+        cdef Waiter waiter
+        cdef Request* r
+        cdef int result
+        memset(&waiter, 0, sizeof(Waiter))
+        while self.is_open:
+            self.enter()
+            with nogil:
+                pump_flush(&self.pump)
+                result = pump_wait(&self.pump, &waiter, True, INT64_MAX)
+            self.leave()
+            if result == WAIT_INTERRUPTED:
+                PyErr_CheckSignals()
+            while self.is_open:
+                r = desk_next_ready(&self.desk)
+                if r is NULL:
+                    break
+                self.begin_request(r, handle)
+
+    def yield_lead(self):
+        """Have another thread serve; for one that will be busy.
+
+        Returns:
+            False if there is no other one free.
+        """
+        cdef bint passed
+        if not self.is_open:
+            return True
+        self.enter()
+        with nogil:
+            # What was answered until now need not wait.
+            pump_flush(&self.pump)
+            passed = pump_pass(&self.pump)
+        self.leave()
+        return passed
+
+    def expire(self, double before):
+        """Give up on requests that are not complete, and return how many.
+
+        Args:
+            before: Seconds of time.monotonic(); what began later goes on.
+        """
+        cdef uint32_t count
+        with nogil:
+            endpoint_lock(&self.endpoint.core)
+            count = desk_expire(&self.desk, <int64_t> (before * 1e6), pump_clock())
+            endpoint_unlock(&self.endpoint.core)
+        if count:
+            self.mark()
+        self.endpoint.drain_releases()
+        return count
+
     def set_sources(self, hosts):
         """Let only some hosts begin connections; what is established goes on.
 
@@ -248,6 +381,13 @@ cdef class Driver:
                     self.adopt_new()
                 with nogil:
                     count = self.collect()
+                if self.desk.ended_first is not NULL:
+                    self.finish_calls()
+                if self.desk.ready:
+                    if self.is_owned:
+                        self.begin_requests()
+                    elif self.on_busy is not None:
+                        self.on_busy()
                 if count == 0:
                     if not self.is_open:
                         break
@@ -272,6 +412,66 @@ cdef class Driver:
         if self.endpoint.qlog is not None:
             self.endpoint.drain_trace()
 
+    cdef int finish_calls(self) except -1:
+        """Wake who awaits an answer."""
+        cdef CallRecord* ended[ENDED]
+        cdef int count = ENDED
+        cdef int i
+        cdef Call call
+        while count == ENDED:
+            count = 0
+            with nogil:
+                endpoint_lock(&self.endpoint.core)
+                while count < ENDED:
+                    ended[count] = desk_next_ended(&self.desk)
+                    if ended[count] is NULL:
+                        break
+                    count += 1
+                endpoint_unlock(&self.endpoint.core)
+            for i in range(count):
+                call = <Call> ended[i].user
+                Py_DECREF(call)  # The desk's.
+                if not call.future.done():
+                    call.future.set_result(call)
+        return 0
+
+    cdef int begin_requests(self) except -1:
+        cdef Request* r = desk_next_ready(&self.desk)
+        while r is not NULL:
+            self.begin_request(r, None)
+            r = desk_next_ready(&self.desk) if self.is_open else NULL
+        return 0
+
+    cdef int begin_request(self, Request* r, object handle) except -1:
+        """Hand a complete request on, to a thread of `serve` or to the owner."""
+        cdef Link link = self.links.get(r.number)
+        cdef ServerExchange exchange = None
+        cdef int kind = r.frame.header[0]
+        cdef bytes payload = None
+        try:
+            if link is None:
+                return 0
+            payload = PyBytes_FromStringAndSize(
+                <const char*> r.frame.data, r.frame.length
+            )
+            exchange = ServerExchange.__new__(ServerExchange)
+            exchange.link = link
+            exchange.stream_id = r.stream_id
+            exchange.started_at = r.began / 1e6
+            link.answering[r.stream_id] = exchange
+        finally:
+            request_free(r)
+        try:
+            if handle is None:
+                link.on_request(exchange, kind, payload)
+            else:
+                exchange.batched = True
+                handle(link, exchange, kind, payload)
+                exchange.batched = False
+        except Exception as error:
+            link.on_failure(error)
+        return 0
+
     cdef int adopt_new(self) except -1:
         """Make links for what peers began, and forget what ended without TLS."""
         cdef Link link
@@ -290,6 +490,8 @@ cdef class Driver:
         cdef bint is_full = False
         cdef int64_t now = pump_clock()
         endpoint_lock(&self.endpoint.core)
+        # Packets that had waited for keys were read when TLS had them.
+        desk_sift(&self.desk, now)
         while count < DELIVERIES and not is_full:
             d = &self.deliveries[count]
             if not endpoint_next_completion(&self.endpoint.core, &d.done):
@@ -346,11 +548,15 @@ cdef class Driver:
                 data = PyBytes_FromStringAndSize(<const char*> d.data, d.size)
                 link.exchanges.stream_data(stream_id, data, d.fin)
             elif kind == EVENT_OPENED:
-                link.exchanges.stream_opened(stream_id, now / 1e6)
+                # A server's are its desk's; a client expects none.
+                link.release(stream_id)
             elif kind == EVENT_RESET:
                 link.exchanges.stream_reset(stream_id, code)
             elif kind == EVENT_STOPPED:
-                link.exchanges.stop_sending(stream_id, code)
+                if stream_id in link.answering:
+                    (<ServerExchange> link.answering[stream_id]).cancel()
+                else:
+                    link.exchanges.stop_sending(stream_id, code)
             elif kind == EVENT_OPENABLE:
                 link.exchanges.pump()
             elif kind == EVENT_WRITABLE:
@@ -362,6 +568,7 @@ cdef class Driver:
                 link.over.clear()
                 link.waiting.clear()
                 link.on_closed_by(engine.end)
+                link.hang_up()
         except Exception as error:
             # The bytes are a stranger's, whatever they did.
             link.on_failure(error)
@@ -431,20 +638,172 @@ cdef class Link:
     Args:
         max_payload: Largest frame payload accepted, in bytes.
         on_request: For a server's connection: called with ``(exchange, type,
-            payload)`` when a request is complete.
+            payload)`` when a request is complete, unless threads serve.
     """
 
     def __init__(self, Py_ssize_t max_payload, on_request=None):
-        self.exchanges = Exchanges(self, max_payload, on_request)
+        self.exchanges = Exchanges(self, max_payload)
+        self.on_request = on_request
+        self.limit = max_payload
+        self.answering = {}
         self.held_back = {}
         self.waiting = set()
         self.over = set()
 
     def bind(self, Driver driver not None, Engine engine not None):
         """Belong to a connection; called by the driver."""
+        cdef bint serves = self.on_request is not None
         self.driver = driver
         self.engine = engine
+        with nogil:
+            endpoint_lock(&driver.endpoint.core)
+            self.line = desk_open(&driver.desk, engine.c, self.limit, serves)
+            # Threads may have received something on it already.
+            desk_sift(&driver.desk, pump_clock())
+            endpoint_unlock(&driver.endpoint.core)
+        if self.line is NULL:
+            raise MemoryError
         driver.links[engine.number] = self
+
+    def hang_up(self):
+        """End what is under way: its calls fail, its requests need no answer."""
+        cdef CallRecord* roused = NULL
+        if self.driver is None:
+            return
+        with nogil:
+            endpoint_lock(&self.driver.endpoint.core)
+            if self.line is not NULL:
+                desk_close(self.line)
+                self.line = NULL
+                roused = desk_take_roused(&self.driver.desk)
+            endpoint_unlock(&self.driver.endpoint.core)
+            pump_rouse(&self.driver.pump, roused)
+        for exchange in list(self.answering.values()):
+            (<ServerExchange> exchange).cancel()
+        self.driver.finish_calls()
+
+    @property
+    def max_payload(self):
+        """Largest payload of frames that begin from now on, in bytes."""
+        return self.limit
+
+    @max_payload.setter
+    def max_payload(self, Py_ssize_t value):
+        self.limit = self.exchanges.max_payload = value
+        with nogil:
+            endpoint_lock(&self.driver.endpoint.core)
+            if self.line is not NULL:
+                self.line.max_payload = value
+            endpoint_unlock(&self.driver.endpoint.core)
+
+    @property
+    def under_way(self):
+        """How many exchanges there are."""
+        cdef uint32_t count = 0
+        with nogil:
+            endpoint_lock(&self.driver.endpoint.core)
+            if self.line is not NULL:
+                count = desk_count(self.line)
+            endpoint_unlock(&self.driver.endpoint.core)
+        return count + len(self.answering) + len(self.exchanges)
+
+    def call(self, bytes frame not None, future):
+        """Send a request, for the owner's thread.
+
+        Args:
+            frame: The whole frame, header included.
+            future: Has the `Call` as its result when it has ended, well or not; it
+                needs ``done()`` and ``set_result()``.
+
+        Returns:
+            The call. Whoever does not wait for its end owes it `Call.cancel`.
+
+        Raises:
+            ConnectionClosed: The connection is gone; nothing was sent.
+        """
+        cdef Call call = Call.__new__(Call)
+        call.frame = frame
+        call.future = future
+        self.start(call, False)
+        self.driver.mark()
+        return call
+
+    def ask(self, bytes frame not None, timeout=None):
+        """Send a request and wait for the end of the call, in any thread.
+
+        Args:
+            frame: The whole frame, header included.
+            timeout: Seconds; None waits as long as the connection lives.
+
+        Raises:
+            ConnectionClosed: The connection is gone; nothing was sent.
+            RequestTimeout: No answer in time.
+        """
+        cdef Call call = Call.__new__(Call)
+        cdef Driver driver = self.driver
+        cdef int64_t until = INT64_MAX
+        cdef int64_t now
+        cdef int result
+        if timeout is not None:
+            until = pump_clock() + <int64_t> (timeout * 1e6)
+        call.frame = frame
+        if PyThread_get_thread_ident() == driver.owner:
+            raise RuntimeError(OWN_THREAD)
+        driver.enter()
+        try:
+            self.start(call, True)
+            with nogil:
+                pump_flush(&driver.pump)
+            while not call.record.waiter.state & WAITER_DONE:
+                with nogil:
+                    now = pump_clock()
+                    result = pump_wait(
+                        &driver.pump, &call.record.waiter, False, min(until, now + LOOK)
+                    )
+                PyErr_CheckSignals()
+                if not driver.is_open:
+                    break
+                if result == WAIT_TIMEOUT and pump_clock() >= until:
+                    raise RequestTimeout("query timed out", timeout=timeout)
+        finally:
+            driver.leave()
+            call.stop()
+        if len(frame) > SEND_COPY_MAX:
+            driver.endpoint.drain_releases()
+        return call
+
+    cdef int start(self, Call call, bint wakes) except -1:
+        cdef CallRecord* r = &call.record
+        cdef Driver driver = self.driver
+        cdef int status
+        r.request = <const uint8_t*> <const char*> call.frame
+        r.request_size = len(call.frame)
+        r.user = <void*> call
+        r.wakes = wakes
+        call.link = self
+        if r.request_size > SEND_COPY_MAX:
+            r.owner = <void*> call.frame
+            Py_INCREF(call.frame)
+        if not wakes:
+            Py_INCREF(call)
+        with nogil:
+            endpoint_lock(&driver.endpoint.core)
+            r.line = self.line
+            status = CONNECTION_CLOSED if r.line is NULL else desk_call(r, pump_clock())
+            endpoint_unlock(&driver.endpoint.core)
+        if status == OK:
+            return 0
+        r.user = NULL
+        if not wakes:
+            Py_DECREF(call)
+        if status == -1:
+            raise MemoryError
+        raise self.lost()
+
+    def lost(self):
+        """Make the exception that says how the connection ended."""
+        closed = getattr(self, "closed", None)
+        return ConnectionClosed() if closed is None else closed()
 
     @property
     def number(self):
@@ -614,3 +973,204 @@ cdef class Link:
             endpoint_touch(&self.driver.endpoint.core, self.engine.c, 0)
             endpoint_unlock(&self.driver.endpoint.core)
         self.driver.mark()
+
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class Call:
+    """A request on its way, and its answer; made by `Link.call` and `Link.ask`."""
+
+    def __init__(self):
+        raise TypeError("Call is made by Link")
+
+    def __dealloc__(self):
+        frame_free(&self.record.answer)
+        if self.record.owner is not NULL:
+            Py_DECREF(<object> self.record.owner)  # Never sent.
+
+    def cancel(self):
+        """Drop the call, wherever it is; its future is left alone."""
+        cdef Driver driver = self.link.driver
+        self.stop()
+        if self.record.outcome == CALL_CANCELLED and driver.is_open:
+            driver.mark()
+
+    cdef int stop(self) except -1:
+        """Leave the desk. After this the record is this object's alone."""
+        cdef Driver driver = self.link.driver
+        cdef CallRecord* r = &self.record
+        if r.user is NULL or r.outcome == CALL_CANCELLED:
+            return 0
+        if r.wakes and r.waiter.state & WAITER_DONE:
+            return 0
+        with nogil:
+            endpoint_lock(&driver.endpoint.core)
+            desk_cancel(r, pump_clock())
+            endpoint_unlock(&driver.endpoint.core)
+            # Whoever ended it is about to wake us.
+            while r.wakes and r.outcome != CALL_CANCELLED and (
+                not r.waiter.state & WAITER_DONE
+            ):
+                waiter_sleep(&r.waiter, 0, 1000)
+        if not r.wakes and r.outcome == CALL_CANCELLED:
+            Py_DECREF(self)  # The desk's.
+        return 0
+
+    cdef int check(self) except -1:
+        """Raise what stands for an end without an answer."""
+        cdef CallRecord* r = &self.record
+        if r.outcome == CALL_ANSWERED:
+            return 0
+        if r.outcome == CALL_RESET:
+            raise StreamReset(r.code)
+        if r.outcome == CALL_REFUSED:
+            raise StreamReset(r.code, sending=True)
+        if r.outcome == CALL_ENDED_EARLY:
+            if r.answer.header_size < HEADER_SIZE:
+                raise StreamClosedEarly(r.answer.header_size, HEADER_SIZE)
+            raise StreamClosedEarly(r.answer.size, r.answer.length)
+        if r.outcome == CALL_BAD_TYPE:
+            raise UnknownMessageType(r.answer.header[0])
+        if r.outcome == CALL_TOO_LARGE:
+            raise FrameTooLarge(r.answer.length, self.link.limit)
+        if r.outcome == CALL_NO_MEMORY:
+            raise MemoryError
+        raise self.link.lost()
+
+    @property
+    def seconds(self):
+        """Time from the sending of the request to the last byte of the answer."""
+        return (self.record.ended - self.record.began) / 1e6
+
+    def kind(self):
+        """Return the type of the answer's frame; raises as `answer`."""
+        self.check()
+        return self.record.answer.header[0]
+
+    def answer(self):
+        """Return the type and the payload of the answer.
+
+        Raises:
+            TransportError: There is none: `StreamReset`, `StreamClosedEarly`,
+                `UnknownMessageType`, `FrameTooLarge` or `ConnectionClosed`.
+        """
+        self.check()
+        return self.record.answer.header[0], PyBytes_FromStringAndSize(
+            <const char*> self.record.answer.data, self.record.answer.length
+        )
+
+    def message(self):
+        """Return the message that the answer is.
+
+        Raises:
+            TransportError: As `answer`.
+            DecodeError: It does not decode.
+        """
+        self.check()
+        return decode_raw(
+            self.record.answer.header[0], self.record.answer.data,
+            self.record.answer.length,
+        )
+
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class ServerExchange:
+    """A request that arrived, and the way to answer it; made by `Driver`.
+
+    Attributes:
+        stream_id: Its stream.
+        started_at: Seconds of time.monotonic() when the stream's first byte came.
+        cancelled: The client has gone or wants no answer.
+        on_cancel: Called once when that happens while no answer was finished, in the
+            owner's thread; may be None.
+    """
+
+    def __init__(self):
+        raise TypeError("ServerExchange is made by Driver")
+
+    def __repr__(self):
+        return f"<ServerExchange stream={self.stream_id}>"
+
+    @property
+    def connection(self):
+        """The link that it came on."""
+        return self.link
+
+    def respond(self, bytes frame not None, bint fin=True):
+        """Send a frame of the answer; a whole answer may be sent in any thread.
+
+        Args:
+            frame: The whole frame, header included; empty to only end the stream.
+            fin: True with the last one.
+
+        Returns:
+            False if the client wants no more of it; nothing was sent.
+        """
+        cdef Link link = self.link
+        cdef Driver driver = link.driver
+        cdef const uint8_t* view = <const uint8_t*> <const char*> frame
+        cdef size_t size = len(frame)
+        cdef void* owner = NULL
+        cdef int status
+        if self.ended:
+            return False
+        if not fin or self.streams:
+            self.streams = True
+            link.send(self.stream_id, frame, fin)
+            if fin:
+                self.end()
+                link.stop(self.stream_id, 0)
+                link.release(self.stream_id)
+            return True
+        self.end()
+        if size > SEND_COPY_MAX:
+            owner = <void*> frame
+            Py_INCREF(frame)
+        if endpoint_trylock(&driver.endpoint.core):
+            status = desk_respond(
+                &driver.desk, link.engine.c, self.stream_id, view, size, owner, True,
+                pump_clock(),
+            )
+            endpoint_unlock(&driver.endpoint.core)
+        else:
+            with nogil:
+                endpoint_lock(&driver.endpoint.core)
+                status = desk_respond(
+                    &driver.desk, link.engine.c, self.stream_id, view, size, owner,
+                    True, pump_clock(),
+                )
+                endpoint_unlock(&driver.endpoint.core)
+        if owner is not NULL and status != OK:
+            Py_DECREF(frame)
+        if status == -1:
+            raise MemoryError
+        if self.batched:
+            return True
+        if driver.is_owned and PyThread_get_thread_ident() == driver.owner:
+            driver.mark()
+        elif driver.is_open:
+            driver.enter()
+            with nogil:
+                pump_flush(&driver.pump)
+            driver.leave()
+        return True
+
+    def end(self):
+        """Take note that nothing more is sent."""
+        self.ended = True
+        self.on_cancel = None
+        self.link.answering.pop(self.stream_id, None)
+
+    cdef int cancel(self) except -1:
+        on_cancel = self.on_cancel
+        if self.ended:
+            return 0
+        self.end()
+        self.cancelled = True
+        if self.link.line is not NULL:
+            self.link.stop(self.stream_id, 0)
+            self.link.release(self.stream_id)
+        if on_cancel is not None:
+            on_cancel()
+        return 0

@@ -4,15 +4,20 @@ Any thread may call these functions, at any time and without a lock; who finds a
 at the same work leaves it to that one. The lock order is `receiving` or `sending`
 before the endpoint's mutex.
 
-The owner of a socket (an event loop, say) steps it when the socket is readable or a
+Some sockets have an owner, an event loop, that steps them when they are readable or a
 timer is due. The pump is a native thread that never touches Python and stands in where
 the owner is late: acknowledgements, keep-alives and retransmissions go on while
 somebody holds the GIL. It sleeps while nothing happens, looks 200 times a second while
 something does, and leaves the work to an owner that does it.
+
+Other sockets have none. Threads that wait for something there (`pump_wait`) take turns:
+one leads, which is to say that it moves the datagrams until what it waits for has come,
+and the others sleep. While nobody waits, the pump's thread does the work.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+from lightning._core.io.desk cimport Call, Desk, Waiter
 from lightning._core.io.udp cimport UdpInbox, UdpOutbox, UdpSocket
 from lightning._core.quic.endpoint cimport EndpointCore, pthread_mutex_t
 
@@ -27,10 +32,22 @@ cdef enum PumpLimits:
     PATIENCE = 5000
     RETRY_AFTER = 1000  # microseconds before a full socket buffer is tried again
     BATCHES = 8  # of datagrams that one step receives before it sends
+    # Microseconds for which a lone waiter looks at the socket again and again, where
+    # what it waits for mostly came so soon; to be woken takes as long as the answer.
+    SPIN = 60
+    SPIN_AFTER = 4  # waits in a row that were as short
+    SLICES = 40  # of PATIENCE, after which the thread lets a leader be
+
+
+cdef enum WaitResult:
+    WAIT_DONE = 0
+    WAIT_TIMEOUT = 1
+    WAIT_INTERRUPTED = 2  # by a signal
 
 
 cdef struct Pump:
     EndpointCore* core
+    Desk* desk
     UdpSocket socket
     UdpInbox inbox
     UdpOutbox outbox
@@ -38,13 +55,23 @@ cdef struct Pump:
     pthread_mutex_t sending  # guards `outbox`
     pthread_t thread
     bint is_started
+    bint is_owned  # by an event loop
+    pthread_mutex_t turns  # guards the list of waiters
+    Waiter* first  # who follows the leader, the longest first
+    Waiter* last
     int wake_fd  # wakes the thread
+    int lead_fd  # wakes the leader
+    int lead_end
     int notify_fd  # readable when the owner should look for completions
     # Where these are written to: an eventfd is one, a pipe has two ends.
     int wake_end
     int notify_end
     # Read and written by many threads, as atomics.
-    uint64_t attended  # steps of the owner
+    uint64_t attended  # steps of the owner, or of leaders
+    uint32_t led  # somebody leads
+    uint32_t dozing  # the thread sleeps until the leader leaves
+    uint32_t quick  # waits in a row that were short
+    uint32_t waiting  # length of the list
     int64_t wake_at  # when the thread means to wake up
     uint32_t stopping
     uint32_t notified  # notify_fd has been written to and not been read since
@@ -57,7 +84,9 @@ cdef struct Pump:
 cdef int64_t pump_clock() noexcept nogil
 
 # Take over a bound, non-blocking socket, closed by `pump_close`. 0 or -errno.
-cdef int pump_open(Pump* p, EndpointCore* core, int fd, uint32_t options) noexcept nogil
+cdef int pump_open(
+    Pump* p, EndpointCore* core, Desk* desk, int fd, uint32_t options, bint is_owned
+) noexcept nogil
 # Start the thread. 0 or -errno.
 cdef int pump_start(Pump* p) noexcept nogil
 # Stop the thread, if this process has it, and close everything. Idempotent.
@@ -73,5 +102,16 @@ cdef int64_t pump_deadline(Pump* p) noexcept nogil
 cdef void pump_stats(
     Pump* p, UdpSocket* socket, uint64_t* attended, uint64_t* stand_ins
 ) noexcept nogil
+# Sleep, or lead, until a waiter is done, a time in microseconds (or INT64_MAX) has come
+# or a signal. With `serves` it is done when a request is complete. A WaitResult.
+cdef int pump_wait(
+    Pump* p, Waiter* w, bint serves, int64_t until
+) noexcept nogil
+# Have another waiter lead, if there is one and nobody does.
+cdef bint pump_pass(Pump* p) noexcept nogil
+# Wake whose calls have ended, the leader too.
+cdef void pump_rouse(Pump* p, Call* first) noexcept nogil
+# Let nobody wait any more.
+cdef void pump_dismiss(Pump* p) noexcept nogil
 # Take note that `notify_fd` was seen.
 cdef void pump_acknowledge(Pump* p) noexcept nogil

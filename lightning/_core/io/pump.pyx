@@ -1,10 +1,14 @@
 """What moves one socket's datagrams, and the thread that stands in for its owner."""
 
-from libc.errno cimport EAGAIN, EMSGSIZE
+from libc.errno cimport EAGAIN, EINTR, EMSGSIZE, errno
 from libc.stddef cimport size_t
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
+from lightning._core.io.desk cimport (
+    WAITER_DONE, WAITER_LEADS, Call, Desk, Waiter, desk_rouse, desk_sift,
+    desk_take_roused, waiter_sleep, waiter_wake
+)
 from lightning._core.io.udp cimport (
     udp_adopt, udp_close, udp_commit, udp_flush, udp_inbox_free, udp_inbox_init,
     udp_next, udp_next_bounce, udp_next_error, udp_outbox_free, udp_outbox_init,
@@ -14,7 +18,7 @@ from lightning._core.quic.connstate cimport CONNS_EVENTS, CONNS_TLS
 from lightning._core.quic.endpoint cimport (
     endpoint_lock, endpoint_next_deadline, endpoint_poll_transmit, endpoint_receive,
     endpoint_timeout, endpoint_unlock, endpoint_unreachable, pthread_mutex_destroy,
-    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock
+    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_trylock, pthread_mutex_unlock
 )
 from lightning._core.quic.paths cimport Address
 
@@ -23,6 +27,7 @@ cdef extern from * nogil:
     """
     #include <poll.h>
     #include <pthread.h>
+    #include <sched.h>
     #include <signal.h>
     #include <stdint.h>
     #include <time.h>
@@ -42,6 +47,7 @@ cdef extern from * nogil:
     #define ln_load(p) __atomic_load_n((p), __ATOMIC_SEQ_CST)
     #define ln_store(p, v) __atomic_store_n((p), (v), __ATOMIC_SEQ_CST)
     #define ln_exchange(p, v) __atomic_exchange_n((p), (v), __ATOMIC_SEQ_CST)
+    #define ln_clear(p, v) __atomic_fetch_and((p), ~(uint32_t)(v), __ATOMIC_SEQ_CST)
     #define ln_add(p, v) __atomic_fetch_add((p), (v), __ATOMIC_SEQ_CST)
 
     /* A thread without Python, deaf to signals: they are the main thread's. */
@@ -105,11 +111,12 @@ cdef extern from * nogil:
     void store64 "ln_store"(int64_t* p, int64_t v)
     uint32_t exchange "ln_exchange"(uint32_t* p, uint32_t v)
     uint64_t add "ln_add"(uint64_t* p, uint64_t v)
+    uint32_t clear "ln_clear"(uint32_t* p, uint32_t bits)
+    int sched_yield()
     int pump_thread_start(
         pthread_t* thread, void* (*run)(void*) noexcept nogil, void* arg
     )
     int pthread_join(pthread_t thread, void** result)
-    int pthread_mutex_trylock(pthread_mutex_t* mutex)
 
     cdef struct timespec:
         long tv_sec
@@ -148,14 +155,18 @@ cdef inline void drain_fd(int fd) noexcept nogil:
 # --- Life -------------------------------------------------------------------------
 
 cdef int pump_open(
-    Pump* p, EndpointCore* core, int fd, uint32_t options
+    Pump* p, EndpointCore* core, Desk* desk, int fd, uint32_t options, bint is_owned
 ) noexcept nogil:
     cdef int status
     memset(p, 0, sizeof(Pump))
     p.core = core
+    p.desk = desk
+    p.is_owned = is_owned
     p.socket.fd = p.wake_fd = p.wake_end = p.notify_fd = p.notify_end = -1
+    p.lead_fd = p.lead_end = -1
     pthread_mutex_init(&p.receiving, NULL)
     pthread_mutex_init(&p.sending, NULL)
+    pthread_mutex_init(&p.turns, NULL)
     status = udp_outbox_init(&p.outbox)
     if status == 0:
         status = udp_adopt(&p.socket, fd, options)
@@ -165,6 +176,8 @@ cdef int pump_open(
         status = pump_signal_open(&p.wake_fd, &p.wake_end, p.socket.plain)
     if status == 0:
         status = pump_signal_open(&p.notify_fd, &p.notify_end, p.socket.plain)
+    if status == 0:
+        status = pump_signal_open(&p.lead_fd, &p.lead_end, p.socket.plain)
     if status != 0:
         # The socket stays the caller's.
         p.socket.fd = -1
@@ -193,15 +206,17 @@ cdef void pump_close(Pump* p, bint join) noexcept nogil:
         udp_close(&p.socket)
     pump_signal_close(p.wake_fd, p.wake_end)
     pump_signal_close(p.notify_fd, p.notify_end)
+    pump_signal_close(p.lead_fd, p.lead_end)
     udp_inbox_free(&p.inbox)
     udp_outbox_free(&p.outbox)
     pthread_mutex_destroy(&p.receiving)
     pthread_mutex_destroy(&p.sending)
+    pthread_mutex_destroy(&p.turns)
 
 
 # --- The work ---------------------------------------------------------------------
 
-cdef void receive(Pump* p, int64_t now) noexcept nogil:
+cdef void receive(Pump* p, int64_t now, bint leads) noexcept nogil:
     """Take what has arrived."""
     cdef uint8_t* data = NULL
     cdef size_t size = 0
@@ -211,6 +226,7 @@ cdef void receive(Pump* p, int64_t now) noexcept nogil:
     cdef int error = 0
     cdef int count
     cdef int left = BATCHES
+    cdef Call* roused
     if pthread_mutex_trylock(&p.receiving) != 0:
         return
     while left:
@@ -224,7 +240,13 @@ cdef void receive(Pump* p, int64_t now) noexcept nogil:
             # A path's MTU is the engine's own to find.
             if peer.family and error != EMSGSIZE:
                 endpoint_unreachable(p.core, &peer, error)
+        desk_sift(p.desk, now)
+        roused = desk_take_roused(p.desk)
         endpoint_unlock(p.core)
+        if leads:
+            desk_rouse(roused)
+        else:
+            pump_rouse(p, roused)
         if count == -EAGAIN or 0 <= count < p.inbox.capacity:
             break
     pthread_mutex_unlock(&p.receiving)
@@ -277,12 +299,14 @@ cdef void send_all(Pump* p, int64_t now) noexcept nogil:
 
 
 cdef bint has_work(Pump* p) noexcept nogil:
-    """Say if there are events, or CRYPTO bytes for TLS."""
+    """Say if there is something for Python to do."""
     cdef bint result
     endpoint_lock(p.core)
     result = (
         p.core.shared.first[CONNS_EVENTS] is not NULL
         or p.core.shared.first[CONNS_TLS] is not NULL
+        or p.desk.ended_first is not NULL
+        or (p.is_owned and p.desk.ready != 0)
     )
     endpoint_unlock(p.core)
     return result
@@ -298,9 +322,9 @@ cdef int64_t pump_deadline(Pump* p) noexcept nogil:
     return deadline
 
 
-cdef void step(Pump* p) noexcept nogil:
+cdef void step(Pump* p, bint leads) noexcept nogil:
     cdef int64_t now = pump_clock()
-    receive(p, now)
+    receive(p, now, leads)
     endpoint_lock(p.core)
     if endpoint_next_deadline(p.core) <= now:
         endpoint_timeout(p.core, now)
@@ -310,7 +334,7 @@ cdef void step(Pump* p) noexcept nogil:
 
 cdef void pump_attend(Pump* p) noexcept nogil:
     add(&p.attended, 1)
-    step(p)
+    step(p, False)
     rouse(p)
 
 
@@ -374,39 +398,246 @@ cdef bint wait(Pump* p, bint for_socket, int64_t until) noexcept nogil:
     return fds[1].revents != 0
 
 
-cdef void* run(void* context) noexcept nogil:
-    cdef Pump* p = <Pump*> context
-    cdef bint in_charge = False
-    cdef bint readable
-    cdef uint64_t seen
-    cdef int64_t deadline, until
+cdef bint watch(Pump* p) noexcept nogil:
+    """Stand by for an owner that is late; say if it is time to step in."""
+    cdef uint64_t seen = load(&p.attended)
+    cdef int64_t deadline = pump_deadline(p)
+    cdef int64_t until = deadline
+    if deadline != INT64_MAX:
+        until += PATIENCE
+    store64(&p.wake_at, until)
+    # The owner may have moved the deadline before it could see that.
+    if pump_deadline(p) < deadline:
+        return False
+    if wait(p, True, until):
+        # The owner's turn: it is told by the same socket.
+        store64(&p.wake_at, 0)
+        wait(p, False, pump_clock() + PATIENCE)
+    elif pump_deadline(p) + PATIENCE > pump_clock():
+        return False
+    return load(&p.attended) == seen
+
+
+cdef bint let_lead(Pump* p) noexcept nogil:
+    """Stand by while waiters lead; say if none does any more."""
+    cdef uint64_t seen = load(&p.attended)
+    cdef int64_t deadline
+    cdef int slices = 0
     while not load32(&p.stopping):
         deadline = pump_deadline(p)
-        until = deadline
-        if not in_charge and deadline != INT64_MAX:
-            until += PATIENCE
-        seen = load(&p.attended)
-        store64(&p.wake_at, until)
-        # The owner may have moved the deadline before it could see that.
-        if pump_deadline(p) < deadline:
-            continue
-        readable = wait(p, True, until)
-        if load32(&p.stopping):
-            break
+        if deadline != INT64_MAX:
+            deadline += PATIENCE
+        if deadline <= pump_clock():
+            # The leader sleeps until another time.
+            return True
+        if slices < SLICES:
+            store64(&p.wake_at, 0)
+            wait(p, False, pump_clock() + PATIENCE)
+        else:
+            store32(&p.dozing, 1)
+            store64(&p.wake_at, deadline)
+            if load32(&p.led):
+                wait(p, False, deadline)
+            store32(&p.dozing, 0)
+            slices = 0
+        if load(&p.attended) != seen:
+            seen = load(&p.attended)
+            slices = 0
+        elif not load32(&p.led):
+            return True
+        slices += 1
+    return False
+
+
+cdef void* run(void* context) noexcept nogil:
+    cdef Pump* p = <Pump*> context
+    cdef bint in_charge = not p.is_owned
+    cdef uint64_t seen
+    cdef int64_t deadline
+    while not load32(&p.stopping):
         if not in_charge:
-            if readable:
-                # The owner's turn: it is told by the same socket.
-                store64(&p.wake_at, 0)
-                wait(p, False, pump_clock() + PATIENCE)
-            elif pump_deadline(p) + PATIENCE > pump_clock():
-                continue
-            if load(&p.attended) != seen:
+            if not (watch(p) if p.is_owned else let_lead(p)):
                 continue
             in_charge = True
-        elif load(&p.attended) != seen:
-            in_charge = False
-            continue
+        else:
+            seen = load(&p.attended)
+            deadline = pump_deadline(p)
+            store64(&p.wake_at, deadline)
+            if pump_deadline(p) < deadline:
+                continue
+            wait(p, True, deadline)
+            if load(&p.attended) != seen or load32(&p.led):
+                in_charge = False
+                continue
+        if load32(&p.stopping):
+            break
         add(&p.stand_ins, 1)
-        step(p)
+        step(p, False)
+        if not p.is_owned and load32(&p.desk.ready) and not pump_pass(p):
+            # Everybody who serves is busy.
+            if exchange(&p.notified, 1) == 0:
+                signal_fd(p.notify_end)
         notify(p)
     return NULL
+
+
+# --- Taking turns -----------------------------------------------------------------
+
+cdef void enlist(Pump* p, Waiter* w) noexcept nogil:
+    pthread_mutex_lock(&p.turns)
+    if not w.listed:
+        w.listed = True
+        w.after = NULL
+        w.before = p.last
+        if p.last is NULL:
+            p.first = w
+        else:
+            p.last.after = w
+        p.last = w
+        store32(&p.waiting, p.waiting + 1)
+    pthread_mutex_unlock(&p.turns)
+
+
+cdef void delist(Pump* p, Waiter* w) noexcept nogil:
+    """Take a waiter out of the list; `turns` is held."""
+    if not w.listed:
+        return
+    w.listed = False
+    if w.before is NULL:
+        p.first = w.after
+    else:
+        w.before.after = w.after
+    if w.after is NULL:
+        p.last = w.before
+    else:
+        w.after.before = w.before
+    store32(&p.waiting, p.waiting - 1)
+
+
+cdef bint pump_pass(Pump* p) noexcept nogil:
+    cdef Waiter* w
+    if load32(&p.led):
+        return True
+    pthread_mutex_lock(&p.turns)
+    w = p.first
+    if w is not NULL:
+        # Out of the list, so that the next to be chosen is another one.
+        delist(p, w)
+        waiter_wake(w, WAITER_LEADS)
+    pthread_mutex_unlock(&p.turns)
+    return w is not NULL
+
+
+cdef void pump_dismiss(Pump* p) noexcept nogil:
+    cdef Waiter* w
+    store32(&p.stopping, 1)
+    pthread_mutex_lock(&p.turns)
+    w = p.first
+    while w is not NULL:
+        waiter_wake(w, WAITER_DONE)
+        w = w.after
+    pthread_mutex_unlock(&p.turns)
+    signal_fd(p.lead_end)
+
+
+cdef void pump_rouse(Pump* p, Call* first) noexcept nogil:
+    if first is not NULL:
+        desk_rouse(first)
+        if load32(&p.led):
+            signal_fd(p.lead_end)
+
+
+cdef inline bint is_done(Pump* p, Waiter* w, bint serves) noexcept nogil:
+    return load32(&w.state) & WAITER_DONE or (serves and load32(&p.desk.ready))
+
+
+cdef int pump_wait(Pump* p, Waiter* w, bint serves, int64_t until) noexcept nogil:
+    cdef int result = WAIT_DONE
+    cdef int64_t now
+    while not is_done(p, w, serves):
+        if load32(&p.stopping):
+            break
+        if exchange(&p.led, 1) == 0:
+            clear(&w.state, WAITER_LEADS)
+            result = lead(p, w, serves, until)
+            store32(&p.led, 0)
+            if load32(&p.dozing):
+                signal_fd(p.wake_end)
+            # Whoever serves is back in a moment, or has somebody else lead.
+            if not serves:
+                pump_pass(p)
+            break
+        enlist(p, w)
+        now = pump_clock()
+        if now >= until:
+            result = WAIT_TIMEOUT
+            break
+        # The leader may have left before it could see us.
+        if load32(&p.led) or load32(&w.state):
+            waiter_sleep(w, now, until)
+            if load32(&w.state) == 0 and pump_clock() < until:
+                # Woken for no reason but a signal.
+                result = WAIT_INTERRUPTED
+                break
+        if load32(&w.state) & WAITER_LEADS:
+            clear(&w.state, WAITER_LEADS)
+            if load32(&p.led):
+                continue
+    if w.listed:
+        pthread_mutex_lock(&p.turns)
+        delist(p, w)
+        pthread_mutex_unlock(&p.turns)
+    if load32(&w.state) & WAITER_LEADS:
+        # Chosen, but with no need to any more.
+        clear(&w.state, WAITER_LEADS)
+        pump_pass(p)
+    return result
+
+
+cdef int lead(Pump* p, Waiter* w, bint serves, int64_t until) noexcept nogil:
+    """Move the datagrams until a waiter is done."""
+    cdef int64_t began = pump_clock()
+    cdef int64_t now = began
+    cdef int readable
+    while True:
+        if is_done(p, w, serves) or load32(&p.stopping):
+            return WAIT_DONE
+        if now >= until:
+            return WAIT_TIMEOUT
+        readable = await_socket(p, serves, began, min(until, pump_deadline(p)))
+        if readable < 0:
+            return WAIT_INTERRUPTED
+        add(&p.attended, 1)
+        step(p, True)
+        notify(p)
+        now = pump_clock()
+        if is_done(p, w, serves):
+            store32(&p.quick, p.quick + 1 if now - began < SPIN else 0)
+            return WAIT_DONE
+
+
+cdef int await_socket(
+    Pump* p, bint serves, int64_t began, int64_t until
+) noexcept nogil:
+    """Wait for a datagram or a time; -1 if there was a signal."""
+    cdef pollfd fds[2]
+    cdef int64_t now = pump_clock()
+    cdef int count
+    fds[0].fd, fds[1].fd = p.socket.fd, p.lead_fd
+    fds[0].events = fds[1].events = POLLIN
+    fds[0].revents = fds[1].revents = 0
+    if load32(&p.quick) >= SPIN_AFTER and (serves or not load32(&p.waiting)):
+        while now - began < SPIN and now < until:
+            if pump_poll(fds, 1, 0, p.socket.plain) != 0:
+                return 1
+            sched_yield()
+            now = pump_clock()
+    count = pump_poll(
+        fds, 2, -1 if until == INT64_MAX else max(until - now, <int64_t> 0),
+        p.socket.plain
+    )
+    if count < 0 and errno == EINTR:
+        return -1
+    if fds[1].revents:
+        drain_fd(p.lead_fd)
+    return count

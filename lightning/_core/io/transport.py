@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from lightning._core.io.driver import Driver, Link
+from lightning._core.io.driver import Driver, Link, ServerExchange
 from lightning._core.quic.config import EngineConfig, Identity
 from lightning._core.quic.engine import Endpoint as Engine
 from lightning.errors import ConnectionClosed, LightningConnectionError
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from lightning._core.quic.engine import Connection as EngineConnection
     from lightning._core.quic.events import ConnectionEnd
-    from lightning._core.wire.exchange import ServerExchange
 
 __all__ = [
     "ClientEndpoint",
@@ -95,6 +94,7 @@ class Connection(Link):
             None if on_request is None else partial(on_request, self),
         )
         self._endpoint = endpoint
+        self.loop = endpoint.loop
         self._established: asyncio.Future[None] = endpoint.loop.create_future()
         self._drains: dict[int, list[asyncio.Future[None]]] = {}
         self._reason = ""
@@ -200,6 +200,7 @@ class Connection(Link):
         for stream_id in list(self._drains):
             self.on_room(stream_id)
         self.exchanges.connection_lost(make_error)
+        self.hang_up()
         if self.on_closed is not None:
             self.on_closed(self)
 
@@ -250,6 +251,14 @@ class Endpoint:
 
     The event loop moves it along: when the socket is readable, when a timer is due and
     once a turn in which something was sent.
+
+    Args:
+        config: The transport's settings.
+        engine: The engine.
+        accept: For a server: makes the connection that a client has begun.
+        threads: Leave the socket to the threads that ask or serve; the loop has what
+            needs Python besides.
+        on_busy: Called when requests wait and no thread is free to serve.
     """
 
     def __init__(
@@ -257,8 +266,13 @@ class Endpoint:
         config: TransportConfig,
         engine: Engine,
         accept: Callable[[EngineConnection], Connection] | None = None,
+        *,
+        threads: bool = False,
+        on_busy: Callable[[], object] | None = None,
     ) -> None:
         self.config = config
+        self._threads = threads
+        self._on_busy = on_busy
         self.loop = asyncio.get_running_loop()
         self._engine = engine
         self._accept = accept
@@ -289,13 +303,21 @@ class Endpoint:
         sock = open_socket(family, address)
         try:
             local = _peer_addr(sock.getsockname())
-            driver = Driver(self._engine, sock.fileno(), self._flush_soon, self._accept)
+            driver = Driver(
+                self._engine,
+                sock.fileno(),
+                self._flush_soon,
+                self._accept,
+                owned=not self._threads,
+                on_busy=self._on_busy,
+            )
         except BaseException:
             sock.close()
             raise
         sock.detach()
         try:
-            self.loop.add_reader(driver.fileno(), self._on_readable)
+            if not self._threads:
+                self.loop.add_reader(driver.fileno(), self._on_readable)
             self.loop.add_reader(driver.notify_fd, self._on_notified)
         except BaseException:
             self.loop.remove_reader(driver.fileno())
@@ -369,6 +391,8 @@ class Endpoint:
             self._set_timer()
 
     def _set_timer(self) -> None:
+        if self._threads:
+            return
         # A callback may have closed it.
         at = None if self._driver is None else self._driver.deadline()
         if at is None:
@@ -397,14 +421,14 @@ def _engine_config(config: TransportConfig, **changes: Any) -> EngineConfig:
 class ClientEndpoint(Endpoint):
     """A client's socket; one serves any number of servers of one address family."""
 
-    def __init__(self, config: TransportConfig) -> None:
+    def __init__(self, config: TransportConfig, *, threads: bool = False) -> None:
         engine = _engine_config(
             config,
             # Whoever dials has a timeout of its own; this is for the forgotten.
             handshake_timeout=max(config.idle_timeout, 0.001),
             max_streams=0,
         )
-        super().__init__(config, Engine(engine, is_client=True))
+        super().__init__(config, Engine(engine, is_client=True), threads=threads)
 
     async def connect(self, address: tuple[Any, ...]) -> Connection:
         """Dial a server; the caller bounds the time.
@@ -436,6 +460,8 @@ class ServerEndpoint(Endpoint):
         on_connection: Called with each new connection, before its handshake is
             complete; the client is not yet known.
         on_request: Called with ``(connection, exchange, type, payload)``.
+        threads: As for `Endpoint`.
+        on_busy: As for `Endpoint`.
     """
 
     def __init__(
@@ -445,6 +471,8 @@ class ServerEndpoint(Endpoint):
         *,
         on_connection: Callable[[Connection], object],
         on_request: Callable[[Connection, ServerExchange, int, bytes], object],
+        threads: bool = False,
+        on_busy: Callable[[], object] | None = None,
     ) -> None:
         engine = _engine_config(
             config,
@@ -455,7 +483,11 @@ class ServerEndpoint(Endpoint):
             retry=config.retry,
         )
         super().__init__(
-            config, Engine(engine, is_client=False, identity=identity), self._welcome
+            config,
+            Engine(engine, is_client=False, identity=identity),
+            self._welcome,
+            threads=threads,
+            on_busy=on_busy,
         )
         self._on_connection = on_connection
         self._on_request = on_request
@@ -464,6 +496,24 @@ class ServerEndpoint(Endpoint):
         connection = Connection(self, self._on_request)
         self._on_connection(connection)
         return connection
+
+    def expire(self, before: float) -> None:
+        """Give up on requests that began earlier, by the loop's clock, and lack bytes."""
+        if self._driver is not None:
+            self._driver.expire(before)
+
+    def serve(
+        self, handle: Callable[[Connection, ServerExchange, int, bytes], object]
+    ) -> None:
+        """Run requests in this thread until the endpoint is closed."""
+        driver = self._driver
+        if driver is not None:
+            driver.serve(cast("Any", handle))
+
+    def yield_lead(self) -> bool:
+        """Have another thread serve; say if there is one free."""
+        driver = self._driver
+        return driver is None or driver.yield_lead()
 
     def set_sources(self, hosts: Iterable[str] | None) -> None:
         """Let only some IP addresses begin connections; None lets all."""

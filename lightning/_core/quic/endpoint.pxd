@@ -22,6 +22,7 @@ cdef extern from "pthread.h" nogil:
     int pthread_mutex_init(pthread_mutex_t* mutex, const void* attributes)
     int pthread_mutex_destroy(pthread_mutex_t* mutex)
     int pthread_mutex_lock(pthread_mutex_t* mutex)
+    int pthread_mutex_trylock(pthread_mutex_t* mutex)
     int pthread_mutex_unlock(pthread_mutex_t* mutex)
 
 
@@ -151,6 +152,14 @@ cdef inline void endpoint_lock(EndpointCore* e) noexcept nogil:
     lightning_locking()
     pthread_mutex_lock(&e.mutex)
     lightning_count_lock(1)
+
+
+cdef inline bint endpoint_trylock(EndpointCore* e) noexcept nogil:
+    """Lock if nobody has it: that is no waiting, and fine with the GIL."""
+    if pthread_mutex_trylock(&e.mutex) != 0:
+        return False
+    lightning_count_lock(1)
+    return True
 
 
 cdef inline void endpoint_unlock(EndpointCore* e) noexcept nogil:

@@ -388,7 +388,7 @@ cdef int deliver(
     cdef uint64_t taken
     cdef uint64_t buffered
     cdef int status
-    if t.sink is not NULL and not s.paused:
+    if s.sink is not NULL and not s.paused:
         direct = reassembly_direct(&s.recv, offset, size)
         if direct:
             data += size - direct
@@ -417,7 +417,7 @@ cdef int offer(StreamTable* t, Stream* s, int64_t now) noexcept nogil:
         size = reassembly_peek(&s.recv, &view)
         if not size and s.recv_state != RECV_DATA_RECVD:
             break
-        if t.sink is NULL:
+        if s.sink is NULL:
             table_event(t, s, EVENT_READABLE)
             break
         give(t, s, view, size, now)
@@ -433,7 +433,7 @@ cdef uint64_t give(
     cdef bint fin = s.recv.next + size == s.recv.final_size
     cdef size_t taken
     t.pinned = s
-    taken = min(t.sink(t.sink_context, s, data, size, fin), size)
+    taken = min(s.sink(t.sink_context, s, data, size, fin), size)
     t.pinned = NULL
     s.paused = taken < size
     streams_consume(t, s, taken, now)

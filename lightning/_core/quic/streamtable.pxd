@@ -107,9 +107,24 @@ cdef enum:
     LIST_COUNT = 5
 
 
+cdef struct Stream
+
+
+# Given bytes that are next in line, returns how many it took: from 0 to size. `fin`
+# says that the end follows the bytes; if all of them are taken it is taken too. A size
+# of 0 comes with `fin` only. The sink runs with the mutex held and may call the verbs
+# of `streams`, but not consume or resume, and none of streams_on_*.
+ctypedef size_t (*StreamSink)(
+    void* context, Stream* stream, const uint8_t* data, size_t size, bint fin
+) noexcept nogil
+
+
 cdef struct Stream:
     uint64_t id
     void* user  # of the layer above; NULL in a new stream
+    # Where bytes in order go without a copy; NULL to have them buffered and read. A new
+    # stream has its table's; the layer above may set another.
+    StreamSink sink
     Stream* chain  # the next of the same bucket, or of the unused
     Stream* after[LIST_COUNT]
     Stream* before[LIST_COUNT]
@@ -133,15 +148,6 @@ cdef struct Stream:
     RecvWindow window
     uint64_t peer_reset_code
     uint64_t our_stop_code
-
-
-# Given bytes that are next in line, returns how many it took: from 0 to size. `fin`
-# says that the end follows the bytes; if all of them are taken it is taken too. A size
-# of 0 comes with `fin` only. The sink runs with the mutex held and may call the verbs
-# of `streams`, but not consume or resume, and none of streams_on_*.
-ctypedef size_t (*StreamSink)(
-    void* context, Stream* stream, const uint8_t* data, size_t size, bint fin
-) noexcept nogil
 
 
 # Shared by all connections of an endpoint, under its mutex.
@@ -209,8 +215,7 @@ cdef struct StreamTable:
     uint8_t openable  # 1 << BIDI, 1 << UNI: EVENT_OPENABLE waits
     uint64_t send_buffered  # bytes appended and not acknowledged in order
     uint64_t recv_buffered  # bytes received, held and not consumed
-    # Where bytes in order go without a copy; NULL to have them buffered and read.
-    StreamSink sink
+    StreamSink sink  # of new streams
     void* sink_context
     Stream* pinned  # the stream that the sink is at work on; not freed meanwhile
 

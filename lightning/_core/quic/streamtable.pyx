@@ -106,6 +106,7 @@ cdef Stream* table_create(StreamTable* t, uint64_t id, int64_t now) noexcept nog
     s.send_state = SEND_READY
     s.recv_state = RECV_RECV
     s.held = True
+    s.sink = t.sink
     if stream_is_local(t, id):
         t.local_count += 1
         if id & STREAM_IS_UNI:

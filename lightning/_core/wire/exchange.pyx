@@ -410,26 +410,30 @@ def read_login_answer(int kind, bytes payload):
     return HandshakeResponse.from_payload(payload)
 
 
-def read_answer(int kind, bytes payload):
+def read_answer(call):
     """Read the answer to a unary request.
+
+    Args:
+        call: The `Call`, which has ended.
 
     Returns:
         The SynapseResponse, a failed one too.
 
     Raises:
-        UnexpectedMessage: It is another message.
+        TransportError: There is no answer, see `Call.answer`; or, as
+            `UnexpectedMessage`, it is another message.
         DecodeError: It does not decode.
     """
+    cdef int kind = call.kind()
     if kind == SYNAPSE_RESPONSE:
-        return SynapseResponse.from_payload(payload)
-    name = MessageType(kind).wire_name
+        return call.message()
     if kind == STREAM_CHUNK:
         raise UnexpectedMessage(
             "received StreamChunk for a unary query: use query_axon_stream for "
             "streaming synapses",
-            message=name,
+            message="StreamChunk",
         )
-    raise UnexpectedMessage(message=name)
+    raise UnexpectedMessage(message=MessageType(kind).wire_name)
 
 
 def read_stream_frame(int kind, bytes payload):

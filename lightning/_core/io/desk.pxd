@@ -1,0 +1,159 @@
+"""What is asked and answered on the connections of one socket: no Python, no GIL.
+
+A client's `Call` is one request and its answer, a server's `Request` what came of one.
+Both put frames together as their bytes come in. Every function is called with the
+endpoint's mutex held, unless it says otherwise; what the peer does is found by
+`desk_sift`, after each batch of datagrams.
+"""
+
+from libc.stddef cimport size_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from lightning._core.quic.connstate cimport Conn
+from lightning._core.quic.endpoint cimport EndpointCore, pthread_mutex_t
+from lightning._core.quic.streamtable cimport Stream
+
+
+# How a call ended.
+cdef enum Outcome:
+    CALL_WAITS = 0
+    CALL_ANSWERED = 1
+    CALL_RESET = 2  # by the peer, with a code
+    CALL_ENDED_EARLY = 3  # inside a frame, or before it
+    CALL_REFUSED = 4  # the peer wanted none of the request, with a code
+    CALL_BAD_TYPE = 5
+    CALL_TOO_LARGE = 6
+    CALL_NO_MEMORY = 7
+    CALL_LOST = 8  # with its connection
+    CALL_CANCELLED = 9
+
+
+# A frame under construction: header, then payload.
+cdef struct Frame:
+    uint8_t* data  # of `capacity` bytes, grown as they come
+    size_t size
+    size_t capacity
+    uint32_t length  # of the payload, once the header is complete
+    uint32_t header_size
+    uint8_t header[5]
+
+
+# Somebody's sleep; see `pump_wait`.
+cdef struct Waiter:
+    uint32_t state  # of WaiterBits, an atomic
+    Waiter* after
+    Waiter* before
+    bint listed
+
+
+cdef enum WaiterBits:
+    WAITER_DONE = 1
+    WAITER_LEADS = 2  # is to move the datagrams
+
+
+cdef struct Call:
+    Waiter waiter
+    Line* line
+    Call* after  # of the line's, or of the ended ones
+    Call* before
+    Stream* stream  # NULL while the peer allows none
+    # The request: the caller's bytes, good until the call has ended. With an owner
+    # they are referenced, and the owner is NULL from then on.
+    const uint8_t* request
+    size_t request_size
+    void* owner
+    void* user
+    bint wakes  # whoever waits is woken; otherwise it is taken with `desk_next_ended`
+    bint held  # waits for a stream
+    bint refused  # the peer stopped the request, with `code`
+    int outcome
+    uint64_t code
+    int64_t began  # in microseconds
+    int64_t ended
+    Frame answer
+
+
+cdef struct Request:
+    Line* line
+    Request* after  # of the line's, or of those that are complete
+    Request* before
+    Stream* stream
+    uint64_t number  # the connection's
+    uint64_t stream_id
+    int64_t began
+    Frame frame
+
+
+# The desk's record of one connection, its `Conn.user`.
+cdef struct Line:
+    Desk* desk
+    Conn* c
+    Line* after
+    Line* before
+    size_t max_payload  # of frames that begin from now on
+    bint serves
+    Call* calls
+    Call* held_first  # those that wait for a stream, in order
+    Call* held_last
+    Request* requests  # not complete
+
+
+cdef struct Desk:
+    EndpointCore* core
+    Line* lines
+    Call* ended_first  # for `desk_next_ended`
+    Call* ended_last
+    Call* roused  # for `desk_take_roused`
+    # Complete requests, oldest first, under a mutex of their own, that is held for a
+    # few instructions: whoever has the GIL may take it.
+    pthread_mutex_t mutex
+    Request* ready_first
+    Request* ready_last
+    uint32_t ready  # their number
+
+
+cdef void desk_init(Desk* d, EndpointCore* core) noexcept nogil
+# When nobody will use its connections any more; no call is under way.
+cdef void desk_free(Desk* d) noexcept nogil
+
+# Take charge of a connection's streams, all of a server's and those of `desk_call`;
+# NULL is out of memory.
+cdef Line* desk_open(Desk* d, Conn* c, size_t max_payload, bint serves) noexcept nogil
+# Its connection has ended, or is nobody's any more: so do its calls.
+cdef void desk_close(Line* line) noexcept nogil
+# How many calls, and requests that are not complete.
+cdef uint32_t desk_count(const Line* line) noexcept nogil
+
+# Start a call: `line`, `request`, `request_size`, `owner`, `user` and `wakes` are set,
+# the rest is zero. OK, or a status of the connection's verbs: then nothing was begun.
+cdef int desk_call(Call* call, int64_t now) noexcept nogil
+# End a call that nobody waits for any more; fine if it has ended.
+cdef void desk_cancel(Call* call, int64_t now) noexcept nogil
+# Take an ended call that does not wake anybody, or NULL.
+cdef Call* desk_next_ended(Desk* d) noexcept nogil
+# Take all ended calls that wake somebody; `desk_rouse` them without the mutex.
+cdef Call* desk_take_roused(Desk* d) noexcept nogil
+cdef void desk_rouse(Call* first) noexcept nogil
+
+# See what happened on the streams.
+cdef void desk_sift(Desk* d, int64_t now) noexcept nogil
+# Give up on requests that began earlier and are not complete; returns their number.
+cdef uint32_t desk_expire(Desk* d, int64_t before, int64_t now) noexcept nogil
+# Answer a request whose stream is known, or a part of the answer. OK, or as
+# `connection_send`. `owner` as there.
+cdef int desk_respond(
+    Desk* d, Conn* c, uint64_t stream_id, const uint8_t* data, size_t size,
+    void* owner, bint fin, int64_t now
+) noexcept nogil
+
+# Take a complete request, or NULL; without the endpoint's mutex. The caller frees it
+# with `request_free`.
+cdef Request* desk_next_ready(Desk* d) noexcept nogil
+cdef void request_free(Request* r) noexcept nogil
+cdef void frame_free(Frame* f) noexcept nogil
+
+# Wake a waiter.
+cdef void waiter_wake(Waiter* w, uint32_t bits) noexcept nogil
+# Sleep while the state is zero, until a time in microseconds or INT64_MAX; may return
+# early for any reason, a signal among them.
+cdef void waiter_sleep(Waiter* w, int64_t now, int64_t until) noexcept nogil
