@@ -54,6 +54,8 @@ EXTENSIONS = [
     "lightning._core.quic.streamsend",
     "lightning._core.quic.streams",
     "lightning._core.quic.paths",
+    "lightning._core.quic.keyschedule",
+    "lightning._core.quic.tlsmessages",
     "lightning._core.quic.secrets",
     "lightning._core.quic.tokenstore",
     "lightning._core.quic.cidmap",
@@ -73,7 +75,10 @@ EXTENSIONS = [
     "lightning._core.io.pump",
     "lightning._core.io.driver",
 ]
-NEEDS_LIBCRYPTO = {"lightning._core.quic.protection"}
+NEEDS_LIBCRYPTO = {
+    "lightning._core.quic.keyschedule",
+    "lightning._core.quic.protection",
+}
 # For work on one extension: the last parts of the names to build, with commas.
 if only := os.environ.get("LIGHTNING_ONLY"):
     EXTENSIONS = [n for n in EXTENSIONS if n.rpartition(".")[2] in only.split(",")]

@@ -12,6 +12,8 @@ from lightning._core.quic.packet cimport Cid
 cdef extern from "openssl/evp.h" nogil:
     ctypedef struct EVP_CIPHER_CTX:
         pass
+    ctypedef struct EVP_MD_CTX:
+        pass
 
 
 # Cipher suites, by their TLS numbers (RFC 8446 appendix B.4).
@@ -125,6 +127,14 @@ cdef bint retry_tag_is_valid(
 cdef int reset_token_derive(
     const uint8_t* key, size_t key_size, const Cid* cid, uint8_t* token
 ) noexcept nogil
+# A hash of the suite that has begun, to be copied, and the HMAC by it: up to 64 bytes
+# go to `out`; False if it cannot be made, or the key is longer than the hash's block.
+cdef const EVP_MD_CTX* hash_of(uint16_t suite) noexcept nogil
+cdef bint hmac(
+    const EVP_MD_CTX* fresh, const uint8_t* key, size_t length,
+    const uint8_t* data, size_t size, uint8_t* out
+) noexcept nogil
+
 # Compare without telling by the time taken where two values differ.
 cdef bint equal_in_constant_time(
     const uint8_t* a, const uint8_t* b, size_t size

@@ -33,8 +33,6 @@ cdef extern from "openssl/evp.h" nogil:
         pass
     ctypedef struct EVP_MD:
         pass
-    ctypedef struct EVP_MD_CTX:
-        pass
     ctypedef struct ENGINE:
         pass
     enum:
@@ -154,6 +152,10 @@ cdef size_t hash_size(uint16_t suite) noexcept nogil:
     return 48 if suite == SUITE_AES_256_GCM else 32
 
 
+cdef const EVP_MD_CTX* hash_of(uint16_t suite) noexcept nogil:
+    return SHA384 if suite == SUITE_AES_256_GCM else SHA256
+
+
 cdef size_t key_size(uint16_t suite) noexcept nogil:
     return 16 if suite == SUITE_AES_128_GCM else 32
 
@@ -170,7 +172,7 @@ cdef int expand_label(
     cdef uint8_t block[HASH_MAX]
     cdef size_t label_size = strlen(label)
     cdef size_t secret_size = hash_size(suite)
-    cdef const EVP_MD_CTX* fresh = SHA384 if suite == SUITE_AES_256_GCM else SHA256
+    cdef const EVP_MD_CTX* fresh = hash_of(suite)
     if label_size > LABEL_MAX or size > secret_size:
         return PROTECTION_UNAVAILABLE
     info[0] = 0
