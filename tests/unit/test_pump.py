@@ -3,11 +3,15 @@
 What it does where they exist is tested with the driver, the transport and the faces.
 """
 
+import json
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
 
+from tests.support.narrow_interface import SKIPPED
 from tests.unit import test_blocking, test_driver, test_transport
 from tests.unit.test_transport import ask
 
@@ -55,3 +59,27 @@ async def test_large_bodies_at_a_time_go_both_ways(endpoints, family, way):
         assert stats["send_calls"] >= stats["sent"] > 3000
     elif stats["gso"]:
         assert stats["send_calls"] * 4 < stats["sent"]
+
+
+@pytest.mark.parametrize("way", [True, False], indirect=True)
+def test_what_the_interface_refuses_is_not_tried_again(way):
+    """Neither when the MTU is searched for nor when it shrinks: nothing waits for a loss.
+
+    Sizes are of UDP payload, below the interface's by 28 bytes.
+    """
+    ends = subprocess.run(
+        [sys.executable, "-m", "tests.support.narrow_interface", "1400", "1280"],
+        stdout=subprocess.PIPE,
+        timeout=30,
+        check=False,
+    )
+    if ends.returncode == SKIPPED:
+        pytest.skip("no network of its own")
+    assert ends.returncode == 0
+    first, second = json.loads(ends.stdout)
+    assert all(1372 - 20 < size <= 1372 for size in first["sizes"])
+    # Each size that was too large, once.
+    assert max(first["not_sent"]) <= 5
+    assert all(1252 - 20 < size <= 1252 for size in second["sizes"])
+    # What was on its way to the socket.
+    assert max(second["not_sent"]) < 200

@@ -17,8 +17,9 @@ from lightning._core.io.udp cimport (
 from lightning._core.quic.connstate cimport CONNS_EVENTS, CONNS_TLS
 from lightning._core.quic.endpoint cimport (
     endpoint_lock, endpoint_next_deadline, endpoint_poll_transmit, endpoint_receive,
-    endpoint_timeout, endpoint_unlock, endpoint_unreachable, pthread_mutex_destroy,
-    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_trylock, pthread_mutex_unlock
+    endpoint_refused, endpoint_timeout, endpoint_unlock, endpoint_unreachable,
+    pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
+    pthread_mutex_trylock, pthread_mutex_unlock
 )
 from lightning._core.quic.paths cimport Address
 
@@ -266,7 +267,7 @@ cdef void transmit(Pump* p, int64_t now) noexcept nogil:
 cdef void send_all(Pump* p, int64_t now) noexcept nogil:
     cdef uint8_t* room
     cdef size_t capacity = 0
-    cdef size_t size
+    cdef size_t size = 0
     cdef size_t segment = 0
     cdef Address to
     cdef uint8_t ecn = 0
@@ -292,9 +293,12 @@ cdef void send_all(Pump* p, int64_t now) noexcept nogil:
         if udp_flush(&p.socket, &p.outbox) == -EAGAIN:
             store32(&p.blocked, 1)
             is_full = False
-        while udp_next_bounce(&p.socket, &to, &error):
+        while udp_next_bounce(&p.socket, &to, &error, &size):
             endpoint_lock(p.core)
-            endpoint_unreachable(p.core, &to, error)
+            if error == EMSGSIZE:
+                endpoint_refused(p.core, &to, size, now)
+            else:
+                endpoint_unreachable(p.core, &to, error)
             endpoint_unlock(p.core)
 
 

@@ -61,6 +61,7 @@ cdef struct UdpSocket:
     # Where sends were refused at once.
     Address bounced[16]
     int bounces[16]
+    size_t bounce_sizes[16]
     uint32_t bounce_count
 
 
@@ -122,9 +123,11 @@ cdef void udp_commit(
 # like a datagram on its way, and counted.
 cdef int udp_flush(UdpSocket* s, UdpOutbox* box) noexcept nogil
 
-# Take a peer that the system would send nothing to at once, and the errno; for whoever
-# flushes.
-cdef bint udp_next_bounce(UdpSocket* s, Address* peer, int* error) noexcept nogil
+# Take a peer that the system would not send to at once, the errno, and the datagram's
+# size; for whoever flushes. With EMSGSIZE, it is the size that was too large.
+cdef bint udp_next_bounce(
+    UdpSocket* s, Address* peer, int* error, size_t* size
+) noexcept nogil
 # Take an ICMP error from the system's queue, likewise; for whoever receives. A socket
 # with such an error polls as readable until it is taken.
 cdef bint udp_next_error(UdpSocket* s, Address* peer, int* error) noexcept nogil

@@ -2,7 +2,7 @@
 
 cimport cython
 from libc.errno cimport (
-    EAGAIN, EINTR, EINVAL, EIO, EMSGSIZE, ENOBUFS, ENOMEM
+    EAGAIN, EINTR, EINVAL, EIO, ENOBUFS, ENOMEM
 )
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
@@ -10,6 +10,7 @@ from libc.stdlib cimport free, getenv, malloc
 from libc.string cimport memcpy, memset
 
 from lightning._core.quic.convert cimport address_from, address_to
+from lightning._core.quic.paths cimport address_is
 
 __all__ = ["Udp"]
 
@@ -579,27 +580,39 @@ cdef int udp_flush(UdpSocket* s, UdpOutbox* box) noexcept nogil:
             s.gso = False
             s.gso_failed = True
             continue
-        # Others say nothing about the peer: the datagram is lost, no more.
-        if status != -EMSGSIZE and status != -ENOBUFS and status != -ENOMEM:
-            remember(s, &o.to, -status)
+        # These say nothing about the peer: the datagram is lost, no more.
+        if status != -ENOBUFS and status != -ENOMEM:
+            remember(s, o, -status)
         s.not_sent += take_piece(s, box)
     box.first = box.count = box.used = 0
     return 0
 
 
-cdef void remember(UdpSocket* s, const Address* to, int error) noexcept nogil:
+cdef void remember(UdpSocket* s, const UdpOut* o, int error) noexcept nogil:
+    cdef uint32_t last = s.bounce_count - 1
+    cdef size_t size = min(o.size, o.segment)
+    # A train of datagrams that are too large is told once.
+    if (
+        s.bounce_count and s.bounces[last] == error and s.bounce_sizes[last] == size
+        and address_is(&s.bounced[last], &o.to)
+    ):
+        return
     if s.bounce_count < UDP_ERRORS:
-        s.bounced[s.bounce_count] = to[0]
+        s.bounced[s.bounce_count] = o.to
         s.bounces[s.bounce_count] = error
+        s.bounce_sizes[s.bounce_count] = size
         s.bounce_count += 1
 
 
-cdef bint udp_next_bounce(UdpSocket* s, Address* peer, int* error) noexcept nogil:
+cdef bint udp_next_bounce(
+    UdpSocket* s, Address* peer, int* error, size_t* size
+) noexcept nogil:
     if s.bounce_count == 0:
         return False
     s.bounce_count -= 1
     peer[0] = s.bounced[s.bounce_count]
     error[0] = s.bounces[s.bounce_count]
+    size[0] = s.bounce_sizes[s.bounce_count]
     return True
 
 
@@ -703,10 +716,11 @@ cdef class Udp:
         """Return the addresses that could not be reached, each with its errno."""
         cdef Address peer
         cdef int error = 0
+        cdef size_t size = 0
         cdef list found = []
         memset(&peer, 0, sizeof(peer))
         while (
-            udp_next_bounce(&self.socket, &peer, &error)
+            udp_next_bounce(&self.socket, &peer, &error, &size)
             or udp_next_error(&self.socket, &peer, &error)
         ):
             found.append((address_to(&peer) if peer.family else None, error))

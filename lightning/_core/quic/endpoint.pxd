@@ -193,6 +193,10 @@ cdef size_t endpoint_poll_transmit(
 cdef void endpoint_unreachable(
     EndpointCore* e, const Address* peer, int error
 ) noexcept nogil
+# The socket refused a datagram of that size for an address (EMSGSIZE).
+cdef void endpoint_refused(
+    EndpointCore* e, const Address* to, size_t size, int64_t now
+) noexcept nogil
 # INT64_MAX is none.
 cdef int64_t endpoint_next_deadline(const EndpointCore* e) noexcept nogil
 cdef void endpoint_timeout(EndpointCore* e, int64_t now) noexcept nogil

@@ -10,6 +10,7 @@ from lightning._core.quic.buffer cimport (
     SPACE_COUNT, Writer, writer_init, writer_size
 )
 from lightning._core.quic.cidmap cimport CidEntry, cidmap_find, cidmap_hash
+from lightning._core.quic.congestion cimport congestion_set_max_datagram
 from lightning._core.quic.connection cimport connection_deadline, connection_on_timeout
 from lightning._core.quic.connrecv cimport conn_is_reset, conn_receive, conn_unstash
 from lightning._core.quic.connsend cimport SEND_ROOM_MIN, conn_write
@@ -21,6 +22,7 @@ from lightning._core.quic.connstate cimport (
 )
 from lightning._core.quic.frames cimport frame_write_close
 from lightning._core.quic.gate cimport gate_admits, gate_free, gate_init
+from lightning._core.quic.mtu cimport mtu_on_refused
 from lightning._core.quic.packet cimport (
     INITIAL_DATAGRAM_MIN, PACKET_INITIAL, PACKET_ONE_RTT, PACKET_TOO_SHORT,
     PACKET_UNKNOWN_VERSION, RESET_TOKEN_SIZE, STATELESS_RESET_MIN, TAG_SIZE, VERSION_1,
@@ -28,7 +30,7 @@ from lightning._core.quic.packet cimport (
     packet_set_length, packet_write_retry, packet_write_stateless_reset,
     packet_write_version_negotiation
 )
-from lightning._core.quic.paths cimport PATHS_MAX
+from lightning._core.quic.paths cimport PATHS_MAX, address_is
 from lightning._core.quic.protection cimport (
     Keys, keys_free, keys_init_initial, protection_seal, reset_token_derive, retry_tag
 )
@@ -350,6 +352,20 @@ cdef void endpoint_unreachable(
             c.close_code = error
             settle(e, c)
         entry = following
+
+
+cdef void endpoint_refused(
+    EndpointCore* e, const Address* to, size_t size, int64_t now
+) noexcept nogil:
+    cdef Conn* c
+    cdef uint32_t i
+    now = tick(e, now)
+    # All of them: it is rare, once for each size that a search meets.
+    for i in range(1, e.heap_count + 1):
+        c = e.heap[i]
+        if address_is(&c.paths[c.path].remote, to):
+            mtu_on_refused(&c.recovery.mtu, <uint32_t> size, now)
+            congestion_set_max_datagram(&c.recovery.cc, c.recovery.mtu.current)
 
 
 # --- Answers without a connection -------------------------------------------------
