@@ -27,6 +27,7 @@ class Contender:
         title: What it is, in the report.
         program: What starts an end; role, name if in Python, and port follow.
         ways: How many callers at a time are made; see `ends`.
+        single_ways: How the one of requests one after the other is; None as usual.
         environment: Variables that its processes get besides ours.
         is_quic: Whether it speaks the peer's protocol.
     """
@@ -35,6 +36,7 @@ class Contender:
     title: str
     program: tuple[str, ...]
     ways: tuple[str, ...]
+    single_ways: tuple[str | None, ...] = (None,)
     environment: dict[str, str] = field(default_factory=dict)
     is_quic: bool = True
 
@@ -99,7 +101,13 @@ def _peer_rust() -> Iterator[Contender]:
     if built.returncode != 0:
         return _missing("peer-rust", "cargo could not build it")
     program = str(target / "release/lightning-compare")
-    yield Contender("peer-rust", f"btlightning {PEER}, Rust", (program,), ("tasks",))
+    yield Contender(
+        "peer-rust",
+        f"btlightning {PEER}, Rust",
+        (program,),
+        ("tasks",),
+        single_ways=(None, "task"),
+    )
 
 
 def _bittensor() -> Iterator[Contender]:
@@ -124,7 +132,7 @@ def _bittensor() -> Iterator[Contender]:
         f"bittensor {BITTENSOR}",
         python_ends(str(python)),
         ("tasks",),
-        environment,
+        environment=environment,
         is_quic=False,
     )
 

@@ -20,7 +20,8 @@ class Goal:
         operation: "latency", "setup" or "throughput".
         ours: Contender and its way, if it has ways.
         theirs: The same of who we are compared with.
-        floors: The ratio to reach, by size; of set-ups by None.
+        floors: The ratio to reach, by size; of set-ups by None. One that is None is not
+            judged.
         aims: What to go for beyond, by size.
     """
 
@@ -28,7 +29,7 @@ class Goal:
     operation: str
     ours: tuple[str, str | None]
     theirs: tuple[str, str | None]
-    floors: dict[int | None, float]
+    floors: dict[int | None, float | None]
     aims: dict[int | None, float]
 
     @property
@@ -58,7 +59,7 @@ class Ratio:
     high: float
 
     @property
-    def floor(self) -> float:
+    def floor(self) -> float | None:
         """The ratio to reach."""
         return self.goal.floors[self.size]
 
@@ -88,7 +89,8 @@ def setup(floor: float) -> dict[int | None, float]:
     return {None: floor}
 
 
-PEER, RUST = ("peer", None), ("peer-rust", None)
+PEER, RUST, RUST_TASK = ("peer", None), ("peer-rust", None), ("peer-rust", "task")
+UNJUDGED: dict[int | None, float | None] = dict.fromkeys(SMALL + LARGE)
 RUST_MANY, BITTENSOR_MANY = ("peer-rust", "tasks"), ("bittensor", "tasks")
 BITTENSOR_FLOORS = by_size(50, 5, 2)
 
@@ -110,6 +112,10 @@ GOALS = (
         for ours in ("ours-asyncio", "ours-uvloop")
     ),
     Goal((TWO,), "latency", ("ours", None), RUST, by_size(0.8, 0.8), by_size(0.5, None)),
+    *(
+        Goal((TWO,), "latency", (ours, None), RUST_TASK, UNJUDGED, {})
+        for ours in ("ours", "ours-asyncio", "ours-uvloop")
+    ),
     Goal(BOTH, "setup", ("ours", None), PEER, setup(0.6), {}),
     *(
         Goal(BOTH, "setup", (ours, None), RUST, setup(0.9), {})

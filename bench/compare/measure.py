@@ -78,7 +78,8 @@ def layout_blocks(
             # Back and forth: nobody is always the first.
             order = everybody[:: -1 if turn % 2 else 1]
             for ends in order:
-                yield from attempt(layout, turn, ends, latency, plan, size)
+                for how in ends.contender.single_ways:
+                    yield from attempt(layout, turn, ends, latency, plan, size, how)
             for ways in (("executor",), MANY):
                 for ends in order:
                     for how in set(ways) & set(ends.contender.ways):
@@ -117,12 +118,12 @@ def setup(ends: Ends, plan: Plan) -> dict[str, Any]:
     return block(ends, op="setup", count=plan.setups)
 
 
-def latency(ends: Ends, plan: Plan, size: int) -> dict[str, Any]:
+def latency(ends: Ends, plan: Plan, size: int, how: str | None) -> dict[str, Any]:
     """Measure requests one after the other."""
-    warm = ends.client.ask(op="latency", size=size, count=10)
-    pace = statistics.median(warm["seconds"])
+    operation = {"op": "latency", "size": size} | ({"how": how} if how else {})
+    pace = statistics.median(ends.client.ask(**operation, count=10)["seconds"])
     count = max(10, min(plan.latencies, int(plan.seconds / pace)))
-    return block(ends, op="latency", size=size, count=count)
+    return block(ends, **operation, count=count)
 
 
 def throughput(ends: Ends, plan: Plan, size: int, how: str) -> dict[str, Any]:

@@ -65,7 +65,9 @@ def introduction(found: dict[str, Any]) -> list[str]:
     )
     callers = (
         "Of 32 at a time, `executor` is a `ThreadPoolExecutor` that is handed all requests, "
-        "`threads` and `tasks` are 32 that ask in a loop each. Blocking contenders in Python "
+        "`threads` and `tasks` are 32 that ask in a loop each. One after the other, the "
+        "crate is asked by its main task, on a thread of its own as in its published "
+        "benchmarks, and by a spawned `task` on a thread of its runtime. Blocking contenders in Python "
         "have a plain function as handler, the others an asynchronous one. bittensor's "
         "payload travels in base64 in a field of a synapse, as JSON has no bytes."
     )
@@ -104,13 +106,6 @@ def ratio_table(found: Sequence[Ratio], messages: list[dict[str, Any]]) -> list[
     rows = []
     for ratio in found:
         goal = ratio.goal
-        bound = "at least" if goal.is_rate else "at most"
-        wanted = f"{bound} {ratio.floor:g}"
-        if ratio.aim is not None:
-            wanted += f", aim {ratio.aim:g}"
-        verdict = "reached" if ratio.reaches(ratio.floor) else "**not reached**"
-        if ratio.reaches(ratio.aim):
-            verdict = "aim reached"
         ours, theirs = (
             f"{name}, {how}" if how else name for name, how in (goal.ours, goal.theirs)
         )
@@ -121,8 +116,7 @@ def ratio_table(found: Sequence[Ratio], messages: list[dict[str, Any]]) -> list[
                 size_name(ratio.size),
                 f"{ratio.value:.2f}",
                 f"{ratio.low:.2f} to {ratio.high:.2f}",
-                wanted,
-                verdict,
+                *judgement(ratio),
             )
         )
     names = ", ".join(dict.fromkeys(row["contender"] for row in messages))
@@ -135,6 +129,18 @@ def ratio_table(found: Sequence[Ratio], messages: list[dict[str, Any]]) -> list[
         "is the median of the turns' ratios."
     )
     return [meaning, "", *table(head, rows, "lllrrl")]
+
+
+def judgement(ratio: Ratio) -> tuple[str, str]:
+    """Return the goal, and whether it is reached."""
+    if ratio.floor is None:
+        return "", ""
+    wanted = f"at {'least' if ratio.goal.is_rate else 'most'} {ratio.floor:g}"
+    if ratio.aim is not None:
+        wanted += f", aim {ratio.aim:g}"
+    if ratio.reaches(ratio.aim):
+        return wanted, "aim reached"
+    return wanted, "reached" if ratio.reaches(ratio.floor) else "**not reached**"
 
 
 def overview(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -157,6 +157,19 @@ def test_goals_are_judged_by_their_direction():
     assert not rate.reaches(0.61)
 
 
+def test_a_pair_without_a_goal_is_not_judged():
+    """Its ratio is on the page, without a verdict."""
+    blocks = [
+        latency("ours-asyncio", 1, [0.0001]),
+        latency("peer-rust", 1, [0.0004], how="task"),
+    ]
+    page = report.markdown(found() | {"results": summed_up(blocks, 1)})
+    assert (
+        "| two processes, latency | ours-asyncio / peer-rust, task | 1 KiB | 0.25 "
+        "| 0.25 to 0.25 |  |  |"
+    ) in page
+
+
 def test_no_goal_aims_below_its_floor():
     """An aim asks for more than the floor, at a size that has one."""
     for goal in GOALS:
@@ -222,6 +235,21 @@ def test_charts_are_svg_and_stay_in_their_frame(name, theme):
         places += [(float(x), float(y)) for x, y in pairs]
     assert len(places) > 10
     assert all(0 <= x <= charts.WIDTH and 0 <= y <= charts.HEIGHT for x, y in places)
+
+
+def test_charts_show_the_fastest_way_to_ask():
+    """Of a contender's ways, the one with the shortest time or the highest rate."""
+    slow = [latency("peer-rust", 1, [0.0004]), throughput("ours", 1, 10, "executor")]
+    fast = [
+        latency("peer-rust", 1, [0.0001], how="task"),
+        throughput("ours", 1, 20, "threads"),
+    ]
+    for name in ("latency", "throughput"):
+        made = [
+            charts.svg(found() | {"results": summed_up(blocks, 1)}, name, "light")
+            for blocks in (fast, slow + fast, fast + slow)
+        ]
+        assert made[0] == made[1] == made[2]
 
 
 def test_themes_know_every_contender():

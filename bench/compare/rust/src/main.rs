@@ -1,4 +1,7 @@
 //! One end on the peer's Rust crate; speaks what `bench/compare/ends.py` describes.
+//!
+//! Requests one after the other are made by the main task, on a thread of its own as in the
+//! crate's published benchmarks, or with `"how": "task"` by a task among the others.
 
 use btlightning::{
     AsyncSynapseHandler, LightningClient, LightningServer, LightningServerConfig, QuicAxonInfo,
@@ -73,6 +76,21 @@ async fn ask(client: &LightningClient, axon: &QuicAxonInfo, size: usize) {
     assert!(answer.success);
 }
 
+async fn latency(
+    client: &LightningClient,
+    axon: &QuicAxonInfo,
+    size: usize,
+    count: usize,
+) -> Vec<f64> {
+    let mut seconds = Vec::new();
+    for _ in 0..count {
+        let start = Instant::now();
+        ask(client, axon, size).await;
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    seconds
+}
+
 async fn measure(client: &Arc<LightningClient>, axon: &QuicAxonInfo, asked: &Json) -> Json {
     let number = |name: &str| asked[name].as_u64().unwrap_or(0) as usize;
     let (size, count) = (number("size"), number("count"));
@@ -88,15 +106,12 @@ async fn measure(client: &Arc<LightningClient>, axon: &QuicAxonInfo, asked: &Jso
             }
             json!({ "seconds": seconds })
         }
-        "latency" => {
-            let mut seconds = Vec::new();
-            for _ in 0..count {
-                let start = Instant::now();
-                ask(client, axon, size).await;
-                seconds.push(start.elapsed().as_secs_f64());
-            }
-            json!({ "seconds": seconds })
+        "latency" if asked["how"] == "task" => {
+            let (client, axon) = (client.clone(), axon.clone());
+            let task = tokio::spawn(async move { latency(&client, &axon, size, count).await });
+            json!({ "seconds": task.await.expect("task") })
         }
+        "latency" => json!({ "seconds": latency(client, axon, size, count).await }),
         "throughput" => {
             let callers = number("callers");
             let start = Instant::now();
