@@ -337,7 +337,9 @@ cdef void step(Pump* p, bint leads) noexcept nogil:
 
 
 cdef void pump_attend(Pump* p) noexcept nogil:
-    add(&p.attended, 1)
+    # Without an owner at the socket, this is no sign that the thread may rest.
+    if p.is_owned:
+        add(&p.attended, 1)
     step(p, False)
     rouse(p)
 
