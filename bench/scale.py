@@ -51,6 +51,8 @@ DIALS = 32
 # Hotkeys by number: of validators from here on, of miners from 1.
 VALIDATORS = 1_000_000
 PATIENCE = 120.0
+# After which what a login leaves behind for a while is gone.
+SETTLE = 2.0
 
 
 class Worker:
@@ -176,9 +178,10 @@ class Workers:
 
     def __init__(self, count: int, keep_alive: int, connections: int) -> None:
         self._processes, self._pipes = [], []
+        spawned = multiprocessing.get_context("spawn")
         for _ in range(count):
-            ours, theirs = multiprocessing.Pipe()
-            process = multiprocessing.Process(
+            ours, theirs = spawned.Pipe()
+            process = spawned.Process(
                 target=work, args=(theirs, keep_alive, connections), daemon=True
             )
             process.start()
@@ -243,8 +246,7 @@ def idle(what: str, count: int, seconds: float, keep_alive: int) -> list[str]:
         took = time.monotonic() - start
         if made != count:
             raise RuntimeError(f"{made} of {count} connections are there")
-        # What a login leaves behind for a while is gone.
-        time.sleep(2)
+        time.sleep(SETTLE)
         (after,) = one.tell("memory")
         (began,) = one.tell("cpu")
         time.sleep(seconds)
@@ -307,7 +309,6 @@ def main() -> None:
     if options.quick:
         options.connections, options.requests = 200, 5000
         options.seconds, options.keep_alive = 6.0, 2
-    multiprocessing.set_start_method("spawn")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = files_needed(options.connections)
     print(
