@@ -560,9 +560,7 @@ def test_a_call_to_itself_from_the_io_thread_says_so(pair, caplog):
                 outcomes.append(str(error))
         return {}
 
-    server, client, axon = pair(
-        lambda s: s.register_async_synapse_handler("m", misuse)
-    )
+    server, client, axon = pair(lambda s: s.register_async_synapse_handler("m", misuse))
     assert client.query_axon(axon, {"synapse_type": "m"}, 10)["success"]
     assert len(outcomes) == 3
     assert all("would wait for itself" in text for text in outcomes)

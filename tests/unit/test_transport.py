@@ -165,6 +165,25 @@ async def test_an_ipv4_client_of_an_ipv6_socket_is_seen_as_what_it_is(endpoints)
         server.endpoint.close("")
 
 
+@pytest.mark.parametrize(
+    ("family", "host"), [(socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")]
+)
+async def test_a_server_of_all_addresses_answers_from_the_one_that_was_dialled(
+    family, host
+):
+    """A host may have several; the first is not the one that the client knows."""
+    server = Server()
+    await server.endpoint.open(family, (host, 0))
+    client = ClientEndpoint(TransportConfig(**CONFIG))
+    await client.open(socket.AF_INET)
+    async with asyncio.timeout(10):
+        port = server.endpoint.local_addr.port
+        connection = await client.connect(("127.0.0.2", port))
+        assert await ask(connection, b"hello") == b"hello"
+    client.close("")
+    server.endpoint.close("")
+
+
 async def test_a_close_tells_who_code_and_reason_at_both_ends(endpoints):
     serve, dial = endpoints
     server = await serve()

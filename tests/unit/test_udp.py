@@ -94,6 +94,54 @@ def test_ecn_bits_of_an_ipv4_client_on_an_ipv6_socket():
     assert received(there, 1)[0][2] == 1
 
 
+@pytest.mark.parametrize(
+    ("family", "host", "client", "server"),
+    [
+        (V4, "0.0.0.0", V4, "127.0.0.2"),
+        (V6, "::", V4, "127.0.0.2"),
+        (V6, "::", V6, "::1"),
+        (V4, "127.0.0.2", V4, "127.0.0.2"),
+    ],
+)
+def test_an_answer_leaves_from_the_address_that_was_asked(
+    family, host, client, server, way
+):
+    """The host may have several, and the peer knows one of them."""
+    here, address = udp(family, host, **way)
+    there, _ = udp(client, **way)
+    data = os.urandom(5000)
+    for ecn in (0, 2):
+        there.send(data, (server, address[1]), segment=1200, ecn=ecn)
+        there.flush()
+        assert len(received(here, 5)) == 5
+        assert here.answer(data, segment=1200, ecn=ecn)
+        assert here.flush()
+        found = received(there, 5)
+        assert b"".join(piece for piece, _, _ in found) == data
+        assert {(source, mark) for _, source, mark in found} == {
+            ((server, address[1]), ecn)
+        }
+
+
+def test_an_answer_leaves_also_when_that_address_is_gone(way):
+    """From the one that the system chooses; and the kernel goes on cutting."""
+    here, address = udp(V4, "0.0.0.0", **way)
+    there, _ = udp(**way)
+    there.send(b"q", ("127.0.0.2", address[1]))
+    there.flush()
+    assert received(here, 1)
+    before = here.stats()["gso"]
+    data = os.urandom(5000)
+    assert here.answer(data, segment=1200)
+    here.fail_next(errno.EINVAL)
+    assert here.flush()
+    assert received(there, 5) == [
+        (data[i : i + 1200], ("127.0.0.1", address[1]), 0) for i in range(0, 5000, 1200)
+    ]
+    assert here.stats()["gso"] == before
+    assert here.stats()["not_sent"] == 0
+
+
 def test_ecn_can_be_off():
     here, _ = udp(ecn=False)
     there, target = udp()

@@ -41,6 +41,7 @@ cdef enum UdpOptions:
 cdef struct UdpSocket:
     int fd
     bint is_ipv6
+    bint is_any  # bound to all of the host's addresses
     bint plain
     bint ecn
     bint gso

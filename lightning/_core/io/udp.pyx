@@ -2,11 +2,11 @@
 
 cimport cython
 from libc.errno cimport (
-    EAGAIN, EINTR, EINVAL, EIO, ENOBUFS, ENOMEM
+    EAGAIN, EINTR, EINVAL, EIO, ENOBUFS, ENOMEM, errno
 )
 from libc.stddef cimport size_t
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
-from libc.stdlib cimport free, getenv, malloc
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport abs, free, getenv, malloc
 from libc.string cimport memcpy, memset
 
 from lightning._core.quic.convert cimport address_from, address_to
@@ -19,6 +19,9 @@ cdef extern from * nogil:
     """
     #if defined(__APPLE__)
     #define __APPLE_USE_RFC_3542  /* Declares IPV6_RECVTCLASS. */
+    #endif
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE  /* Declares struct in6_pktinfo. */
     #endif
     #include <errno.h>
     #include <netinet/in.h>
@@ -62,7 +65,7 @@ cdef extern from * nogil:
     struct udp_envelope {
         union udp_address address;
         struct iovec vec;
-        alignas(struct cmsghdr) char control[96];
+        alignas(struct cmsghdr) char control[128];
     };
 
     struct udp_batch {
@@ -80,17 +83,22 @@ cdef extern from * nogil:
         return getsockopt(fd, level, name, &value, &size) < 0 ? -1 : value;
     }
 
+    /* 4 or 6, negative if it is bound to no address of its own; or 0 and errno. */
     static int udp_family(int fd) {
         union udp_address a;
         socklen_t size = sizeof a;
-        if (getsockname(fd, &a.any, &size) < 0) return -errno;
-        if (udp_get(fd, SOL_SOCKET, SO_TYPE) != SOCK_DGRAM) return -EPROTOTYPE;
-        if (a.any.sa_family == AF_INET6) return 6;
-        return a.any.sa_family == AF_INET ? 4 : -EAFNOSUPPORT;
+        if (getsockname(fd, &a.any, &size) < 0) return 0;
+        errno = EPROTOTYPE;
+        if (udp_get(fd, SOL_SOCKET, SO_TYPE) != SOCK_DGRAM) return 0;
+        if (a.any.sa_family == AF_INET6)
+            return IN6_IS_ADDR_UNSPECIFIED(&a.v6.sin6_addr) ? -6 : 6;
+        errno = EAFNOSUPPORT;
+        if (a.any.sa_family != AF_INET) return 0;
+        return a.v4.sin_addr.s_addr == 0 ? -4 : 4;
     }
 
     /* What QUIC needs of the socket; returns whether ECN works. */
-    static int udp_set_options(int fd, int v6) {
+    static int udp_set_options(int fd, int v6, int any) {
         int ecn = 1;
         /* The engine searches the path's MTU itself (RFC 8899): no fragments. */
     #if defined(IP_MTU_DISCOVER) && defined(IP_PMTUDISC_PROBE)
@@ -110,6 +118,12 @@ cdef extern from * nogil:
         } else {
             ecn = udp_set(fd, IPPROTO_IP, IP_RECVTOS, 1) == 0;
         }
+        /* To which address a datagram came. For a mapped one the system uses that of
+           IPv6, too. */
+        if (any && v6) udp_set(fd, IPPROTO_IPV6, IPV6_RECVPKTINFO, 1);
+    #if defined(UDP_LINUX)
+        if (any && !v6) udp_set(fd, IPPROTO_IP, IP_PKTINFO, 1);
+    #endif
         return ecn;
     }
 
@@ -195,13 +209,16 @@ cdef extern from * nogil:
     static int udp_inbox_read(struct udp_batch *b, int i, unsigned char **data,
                               size_t *size, size_t *segment, unsigned char *ecn,
                               unsigned char *family, unsigned short *port,
-                              unsigned int *scope, unsigned char *ip) {
+                              unsigned int *scope, unsigned char *ip,
+                              unsigned char *local) {
         struct msghdr *m = &b->messages[i].msg_hdr;
         struct cmsghdr *c;
+        struct in6_pktinfo info6;
         int value;
         *data = (unsigned char *) b->envelopes[i].vec.iov_base;
         *segment = *size = b->messages[i].msg_len;
         *ecn = 0;
+        memset(local, 0, 16);
         for (c = CMSG_FIRSTHDR(m); c != NULL; c = CMSG_NXTHDR(m, c)) {
             if (c->cmsg_level == IPPROTO_IP && (c->cmsg_type == IP_TOS
     #if defined(IP_RECVTOS)
@@ -212,7 +229,14 @@ cdef extern from * nogil:
             } else if (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_TCLASS) {
                 memcpy(&value, CMSG_DATA(c), sizeof value);
                 *ecn = value & 3;
+            } else if (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_PKTINFO) {
+                memcpy(&info6, CMSG_DATA(c), sizeof info6);
+                memcpy(local, &info6.ipi6_addr, 16);
     #if defined(UDP_LINUX)
+            } else if (c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_PKTINFO) {
+                struct in_pktinfo info;
+                memcpy(&info, CMSG_DATA(c), sizeof info);
+                memcpy(local, &info.ipi_spec_dst, 4);
             } else if (c->cmsg_level == SOL_UDP && c->cmsg_type == UDP_GRO) {
                 memcpy(&value, CMSG_DATA(c), sizeof value);
                 if (value > 0) *segment = (size_t) value;
@@ -228,7 +252,8 @@ cdef extern from * nogil:
     static int udp_batch_put(struct udp_batch *b, int i, unsigned char *data,
                              size_t size, size_t segment, int ecn, int v6,
                              unsigned char family, unsigned short port,
-                             unsigned int scope, const unsigned char *ip) {
+                             unsigned int scope, const unsigned char *ip,
+                             const unsigned char *local) {
         struct udp_envelope *e = &b->envelopes[i];
         struct msghdr *m = &b->messages[i].msg_hdr;
         struct cmsghdr *c = (struct cmsghdr *) e->control;
@@ -263,7 +288,29 @@ cdef extern from * nogil:
             used += CMSG_SPACE(sizeof ecn);
             c = (struct cmsghdr *) (e->control + used);
         }
+        if (local && v6) {
+            struct in6_pktinfo info;
+            memset(&info, 0, sizeof info);
+            memcpy(&info.ipi6_addr, local, 16);
+            c->cmsg_level = IPPROTO_IPV6;
+            c->cmsg_type = IPV6_PKTINFO;
+            c->cmsg_len = CMSG_LEN(sizeof info);
+            memcpy(CMSG_DATA(c), &info, sizeof info);
+            used += CMSG_SPACE(sizeof info);
+            c = (struct cmsghdr *) (e->control + used);
+        }
     #if defined(UDP_LINUX)
+        if (local && !v6) {
+            struct in_pktinfo info;
+            memset(&info, 0, sizeof info);
+            memcpy(&info.ipi_spec_dst, local, 4);
+            c->cmsg_level = IPPROTO_IP;
+            c->cmsg_type = IP_PKTINFO;
+            c->cmsg_len = CMSG_LEN(sizeof info);
+            memcpy(CMSG_DATA(c), &info, sizeof info);
+            used += CMSG_SPACE(sizeof info);
+            c = (struct cmsghdr *) (e->control + used);
+        }
         if (size > segment) {
             unsigned short cut = (unsigned short) segment;
             c->cmsg_level = SOL_UDP;
@@ -334,18 +381,20 @@ cdef extern from * nogil:
     enum: SO_SNDBUF
     int udp_get(int fd, int level, int name)
     int udp_family(int fd)
-    bint udp_set_options(int fd, bint v6)
+    bint udp_set_options(int fd, bint v6, bint is_any)
     bint udp_probe_gso(int fd)
     bint udp_set_gro(int fd, bint value)
     udp_batch* udp_inbox_new(uint8_t* data, int count, size_t slot)
     int udp_receive_batch(int fd, udp_batch* b, int used, int count, bint plain)
     bint udp_inbox_read(
         udp_batch* b, int i, uint8_t** data, size_t* size, size_t* segment,
-        uint8_t* ecn, uint8_t* family, uint16_t* port, uint32_t* scope, uint8_t* ip
+        uint8_t* ecn, uint8_t* family, uint16_t* port, uint32_t* scope, uint8_t* ip,
+        uint8_t* local
     )
     int udp_batch_put(
         udp_batch* b, int i, uint8_t* data, size_t size, size_t segment, int ecn,
-        bint v6, uint8_t family, uint16_t port, uint32_t scope, const uint8_t* ip
+        bint v6, uint8_t family, uint16_t port, uint32_t scope, const uint8_t* ip,
+        const uint8_t* local
     )
     int udp_batch_send(int fd, udp_batch* b, int count, bint plain)
     bint udp_read_error(
@@ -359,18 +408,19 @@ cdef extern from * nogil:
 
 cdef int udp_adopt(UdpSocket* s, int fd, uint32_t options) noexcept nogil:
     cdef int family = udp_family(fd)
-    if family < 0:
-        return family
+    if family == 0:
+        return -errno
     memset(s, 0, sizeof(UdpSocket))
     s.fd = fd
-    s.is_ipv6 = family == 6
+    s.is_ipv6 = abs(family) == 6
+    s.is_any = family < 0
     # For people, too, whose system's offloads are in doubt.
     if UDP_IS_PLAIN or getenv("LIGHTNING_PLAIN_UDP") is not NULL:
         options |= UDP_PLAIN
     if options & UDP_PLAIN:
         options |= UDP_NO_GSO | UDP_NO_GRO
     s.plain = options & UDP_PLAIN
-    s.ecn = udp_set_options(fd, s.is_ipv6) and not options & UDP_NO_ECN
+    s.ecn = udp_set_options(fd, s.is_ipv6, s.is_any) and not options & UDP_NO_ECN
     s.gso = not options & UDP_NO_GSO and udp_probe_gso(fd)
     s.gro = not options & UDP_NO_GRO and udp_set_gro(fd, True)
     s.receive_buffer = udp_get(fd, SOL_SOCKET, SO_RCVBUF)
@@ -440,7 +490,7 @@ cdef bint udp_next(
             # One that was cut, or is from nowhere, is none of ours.
             if not udp_inbox_read(
                 <udp_batch*> box.batch, box.next - 1, &box.at, &box.left, &box.segment,
-                &box.ecn, &a.family, &a.port, &a.scope, a.ip,
+                &box.ecn, &a.family, &a.port, &a.scope, a.ip, a.local,
             ):
                 box.left = 0
         data[0] = box.at
@@ -497,9 +547,16 @@ cdef inline size_t piece_size(const UdpSocket* s, const UdpOut* o) noexcept nogi
     return min(o.size, o.segment * UDP_SEGMENTS) if s.gso else o.segment
 
 
+cdef inline bint has_local(const Address* a) noexcept nogil:
+    cdef uint64_t[2] halves
+    memcpy(halves, a.local, 16)
+    return (halves[0] | halves[1]) != 0
+
+
 cdef int fill(UdpSocket* s, UdpOutbox* box, udp_batch* batch) noexcept nogil:
     """Make messages of what is next; how many, or -errno of the first."""
     cdef UdpOut o
+    cdef const uint8_t* local
     cdef uint32_t i
     cdef size_t piece
     cdef int count = 0
@@ -511,9 +568,13 @@ cdef int fill(UdpSocket* s, UdpOutbox* box, udp_batch* batch) noexcept nogil:
             if count == most:
                 return count
             piece = piece_size(s, &o)
+            local = NULL
+            if s.is_any and has_local(&o.to):
+                local = o.to.local
             status = udp_batch_put(
                 batch, count, o.data, piece, o.segment, o.ecn if s.ecn else 0,
                 s.is_ipv6, o.to.family, o.to.port, o.to.scope, o.to.ip,
+                local,
             )
             if status:
                 return count if count else status
@@ -575,6 +636,10 @@ cdef int udp_flush(UdpSocket* s, UdpOutbox* box) noexcept nogil:
             continue
         # Only the first one of a call can fail; what is behind it has not been tried.
         o = &box.items[box.first]
+        if status == -EINVAL and has_local(&o.to):
+            # That address may be gone: as the system has it.
+            memset(o.to.local, 0, 16)
+            continue
         if piece_size(s, o) > o.segment and (status == -EIO or status == -EINVAL):
             # The driver cannot, whatever it said before: one by one, for good.
             s.gso = False
@@ -676,16 +741,27 @@ cdef class Udp:
             False if `flush` must come first.
         """
         cdef Address to
+        address_from(address, &to)
+        return self.queue(&to, data, segment, ecn)
+
+    def answer(
+        self, const uint8_t[::1] data not None, *, size_t segment=0, uint8_t ecn=0
+    ):
+        """Do so for the source of what was received last, from where it came to."""
+        return self.queue(&self.inbox.source, data, segment, ecn)
+
+    cdef bint queue(
+        self, const Address* to, const uint8_t[::1] data, size_t segment, uint8_t ecn
+    ) except -1:
         cdef size_t capacity = 0
         cdef size_t size = data.shape[0]
         cdef uint8_t* room = udp_room(&self.outbox, &capacity)
-        address_from(address, &to)
         if not 0 < size <= UDP_SEND_MAX:
             raise ValueError(f"data must have from 1 to {UDP_SEND_MAX} bytes")
         if room is NULL or size > capacity:
             return False
         memcpy(room, &data[0], size)
-        udp_commit(&self.outbox, size, segment or size, &to, ecn)
+        udp_commit(&self.outbox, size, segment or size, to, ecn)
         return True
 
     def flush(self):

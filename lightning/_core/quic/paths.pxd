@@ -31,6 +31,10 @@ cdef struct Address:
     uint16_t port
     uint32_t scope  # of a link-local IPv6 address
     uint8_t ip[16]  # network order; IPv4 in the first four bytes, the rest zero
+    # Our own address that its datagrams come to, where a socket has several: answers
+    # leave from it. Zero lets the system choose. It is no part of what tells addresses
+    # apart.
+    uint8_t local[16]
 
 
 cdef struct Path:
