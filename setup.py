@@ -74,6 +74,7 @@ EXTENSIONS = [
     "lightning._core.io.desk",
     "lightning._core.io.pump",
     "lightning._core.io.driver",
+    "lightning._core.io.gathering",
 ]
 NEEDS_LIBCRYPTO = {
     "lightning._core.quic.keyschedule",

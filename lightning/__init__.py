@@ -45,6 +45,7 @@ from lightning.config import (
     LightningServerConfigBuilder,
 )
 from lightning.errors import LightningError
+from lightning.fanout import BlockingFanOut, FanOut
 from lightning.handlers import HandlerContext, typed_async_handler, typed_handler
 from lightning.server import AsyncLightningServer
 from lightning.signer import BtWalletSigner, CallbackSigner, Signer, Sr25519Signer
@@ -82,10 +83,12 @@ __all__ = [
     "AsyncLightningServer",
     "AsyncSynapseHandler",
     "AxonInfo",
+    "BlockingFanOut",
     "BlockingStreamingResponse",
     "BtWalletSigner",
     "CallbackSigner",
     "ClientConnectionStats",
+    "FanOut",
     "HandlerContext",
     "HandshakeObserver",
     "HandshakeRequest",

@@ -15,6 +15,7 @@ from lightning._core.wire.exchange import read_answer
 from lightning.client import AsyncLightning
 from lightning.config import LightningClientConfig, LightningServerConfig
 from lightning.errors import ConfigError
+from lightning.fanout import BlockingFanOut, orders
 from lightning.server import STOP_TIMEOUT, AsyncLightningServer
 from lightning.serving import ServingThreads
 from lightning.streaming import BlockingStreamingResponse
@@ -201,6 +202,26 @@ class Lightning:
     ) -> SynapseResponseDict:
         """Do as `query_axon`, by the name it has in the peer's Rust crate."""
         return self.query_axon(axon_info, request, timeout_secs)
+
+    def query_many(
+        self,
+        axons: Iterable[Any],
+        request: Any,
+        timeout_secs: float | None = None,
+        *,
+        deadline_secs: float | None = None,
+    ) -> BlockingFanOut:
+        """Ask any number of miners at once; see `AsyncLightning.query_many`.
+
+        Returns:
+            The outcomes: iterate over it to have each as it comes; its `collect_all`
+            has all, in the order of the axons. It returns once the requests are on
+            their way.
+        """
+        client = self._client
+        timeout, deadline = check_timeout(timeout_secs), check_timeout(deadline_secs)
+        wanted = orders(axons, request, client._encode)
+        return BlockingFanOut(self, client, self._io, wanted, timeout, deadline)
 
     def query_axon_stream(
         self, axon_info: Any, request: Any

@@ -24,6 +24,7 @@ from lightning.errors import (
     RequestTimeout,
     SigningError,
 )
+from lightning.fanout import FanOut, orders
 from lightning.handshake import ClientLogin, certificate_fingerprint
 from lightning.registry import Registry
 from lightning.signer import (
@@ -327,6 +328,43 @@ class AsyncLightning:
     ) -> QuicResponse:
         """Do as `query_axon`, by the name it has in the peer's Rust crate."""
         return await self.query_axon(axon_info, request, timeout_secs)
+
+    def query_many(
+        self,
+        axons: Iterable[Any],
+        request: Any,
+        timeout_secs: float | None = None,
+        *,
+        deadline_secs: float | None = None,
+    ) -> FanOut:
+        """Ask any number of miners at once; begins in this turn of the event loop.
+
+        Requests to miners that are logged in leave together; the others are reached
+        first, as by `query_axon`. What goes wrong with one miner is its outcome, and
+        nothing to the others.
+
+        Args:
+            axons: The miners, each anything `QuicAxonInfo.coerce` takes.
+            request: One for all, as for `query_axon`, or a sequence with one for each
+                axon.
+            timeout_secs: As for `query_axon`, for each miner.
+            deadline_secs: Seconds from now after which what has not answered has
+                timed out, dials included; None for no limit.
+
+        Returns:
+            The outcomes: await it for all, in the order of the axons, or iterate over
+            it to have each as it comes.
+
+        Raises:
+            ConfigError: A time is not a finite positive number, or there are not as
+                many requests as axons.
+            MissingField, TypeError, OverflowError: An axon or a request is malformed.
+            EncodeError, FrameTooLarge: A request cannot be sent; none was.
+            LightningConnectionError: The endpoint is not initialized.
+        """
+        timeout, deadline = check_timeout(timeout_secs), check_timeout(deadline_secs)
+        self._require_endpoint()
+        return FanOut(self, orders(axons, request, self._encode), timeout, deadline)
 
     async def query_axon_stream(
         self, axon_info: Any, request: Any

@@ -44,11 +44,23 @@ cdef struct Waiter:
     Waiter* after
     Waiter* before
     bint listed
+    Waiter* next_roused
 
 
 cdef enum WaiterBits:
     WAITER_DONE = 1
     WAITER_LEADS = 2  # is to move the datagrams
+    WAITER_ROUSED = 4  # by the desk, which has let go of it
+
+
+# Calls that one thread waits for together: woken when some have ended, which are taken
+# with `group_take`. The record is in use while it has calls, and while it is roused and
+# the waiter lacks WAITER_ROUSED.
+cdef struct Group:
+    Waiter waiter
+    Call* ended_first
+    Call* ended_last
+    bint roused
 
 
 cdef struct Call:
@@ -64,6 +76,7 @@ cdef struct Call:
     void* owner
     void* user
     bint wakes  # whoever waits is woken; otherwise it is taken with `desk_next_ended`
+    Group* group  # whose waiter it is that is woken; NULL for the call's own
     bint held  # waits for a stream
     bint refused  # the peer stopped the request, with `code`
     int outcome
@@ -103,7 +116,7 @@ cdef struct Desk:
     Line* lines
     Call* ended_first  # for `desk_next_ended`
     Call* ended_last
-    Call* roused  # for `desk_take_roused`
+    Waiter* roused  # for `desk_take_roused`
     # Complete requests, oldest first, under a mutex of their own, that is held for a
     # few instructions: whoever has the GIL may take it.
     pthread_mutex_t mutex
@@ -124,16 +137,21 @@ cdef void desk_close(Line* line) noexcept nogil
 # How many calls, and requests that are not complete.
 cdef uint32_t desk_count(const Line* line) noexcept nogil
 
-# Start a call: `line`, `request`, `request_size`, `owner`, `user` and `wakes` are set,
-# the rest is zero. OK, or a status of the connection's verbs: then nothing was begun.
+# Start a call: `line`, `request`, `request_size`, `owner`, `user`, `wakes` and `group`
+# are set, the rest is zero. OK, or a status of the connection's verbs: then nothing
+# was begun.
 cdef int desk_call(Call* call, int64_t now) noexcept nogil
 # End a call that nobody waits for any more; fine if it has ended.
 cdef void desk_cancel(Call* call, int64_t now) noexcept nogil
 # Take an ended call that does not wake anybody, or NULL.
 cdef Call* desk_next_ended(Desk* d) noexcept nogil
-# Take all ended calls that wake somebody; `desk_rouse` them without the mutex.
-cdef Call* desk_take_roused(Desk* d) noexcept nogil
-cdef void desk_rouse(Call* first) noexcept nogil
+# Take all who wait for calls that have ended; `desk_rouse` them without the mutex.
+cdef Waiter* desk_take_roused(Desk* d) noexcept nogil
+cdef void desk_rouse(Waiter* first) noexcept nogil
+# Take an ended call of a group, or NULL.
+cdef Call* group_take(Group* g) noexcept nogil
+# Forget bits of a waiter's state; returns those that it had before. No mutex.
+cdef uint32_t waiter_clear(Waiter* w, uint32_t bits) noexcept nogil
 
 # See what happened on the streams.
 cdef void desk_sift(Desk* d, int64_t now) noexcept nogil

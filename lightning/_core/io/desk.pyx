@@ -57,10 +57,12 @@ cdef extern from * nogil:
     static void word_wake(uint32_t *word) { (void)word; }
     #endif
     #define word_or(p, v) __atomic_fetch_or((p), (v), __ATOMIC_SEQ_CST)
+    #define word_and(p, v) __atomic_fetch_and((p), (v), __ATOMIC_SEQ_CST)
     """
     void word_sleep(uint32_t* word, int64_t micros)
     void word_wake(uint32_t* word)
     uint32_t word_or(uint32_t* word, uint32_t bits)
+    uint32_t word_and(uint32_t* word, uint32_t bits)
 
 cdef enum:
     # A payload up to this size is allocated at once; a longer one as it comes, by
@@ -73,6 +75,10 @@ cdef void waiter_wake(Waiter* w, uint32_t bits) noexcept nogil:
     # nobody sleeps does nothing.
     word_or(&w.state, bits)
     word_wake(&w.state)
+
+
+cdef uint32_t waiter_clear(Waiter* w, uint32_t bits) noexcept nogil:
+    return word_and(&w.state, ~bits) & bits
 
 
 cdef void waiter_sleep(Waiter* w, int64_t now, int64_t until) noexcept nogil:
@@ -333,15 +339,40 @@ cdef void settle(Call* call, int outcome, uint64_t code) noexcept nogil:
     call.ended = d.core.now
     call.line = NULL
     call.after = NULL
-    if call.wakes:
-        call.after = d.roused
-        d.roused = call
+    if call.group is not NULL:
+        rouse_group(d, call)
+    elif call.wakes:
+        call.waiter.next_roused = d.roused
+        d.roused = &call.waiter
     else:
         if d.ended_last is NULL:
             d.ended_first = call
         else:
             d.ended_last.after = call
         d.ended_last = call
+
+
+cdef void rouse_group(Desk* d, Call* call) noexcept nogil:
+    cdef Group* g = call.group
+    if g.ended_last is NULL:
+        g.ended_first = call
+    else:
+        g.ended_last.after = call
+    g.ended_last = call
+    if not g.roused:
+        g.roused = True
+        g.waiter.next_roused = d.roused
+        d.roused = &g.waiter
+
+
+cdef Call* group_take(Group* g) noexcept nogil:
+    cdef Call* call = g.ended_first
+    if call is not NULL:
+        g.ended_first = call.after
+        if call.after is NULL:
+            g.ended_last = NULL
+        call.after = NULL
+    return call
 
 
 cdef void detach(Call* call) noexcept nogil:
@@ -413,17 +444,17 @@ cdef Call* desk_next_ended(Desk* d) noexcept nogil:
     return call
 
 
-cdef Call* desk_take_roused(Desk* d) noexcept nogil:
-    cdef Call* first = d.roused
+cdef Waiter* desk_take_roused(Desk* d) noexcept nogil:
+    cdef Waiter* first = d.roused
     d.roused = NULL
     return first
 
 
-cdef void desk_rouse(Call* first) noexcept nogil:
-    cdef Call* after
+cdef void desk_rouse(Waiter* first) noexcept nogil:
+    cdef Waiter* after
     while first is not NULL:
-        after = first.after
-        waiter_wake(&first.waiter, WAITER_DONE)
+        after = first.next_roused
+        waiter_wake(first, <int> WAITER_DONE | <int> WAITER_ROUSED)
         first = after
 
 

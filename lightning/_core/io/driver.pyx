@@ -667,7 +667,7 @@ cdef class Link:
 
     def hang_up(self):
         """End what is under way: its calls fail, its requests need no answer."""
-        cdef CallRecord* roused = NULL
+        cdef Waiter* roused = NULL
         if self.driver is None:
             return
         with nogil:

@@ -17,7 +17,7 @@ and the others sleep. While nobody waits, the pump's thread does the work.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from lightning._core.io.desk cimport Call, Desk, Waiter
+from lightning._core.io.desk cimport Desk, Waiter
 from lightning._core.io.udp cimport UdpInbox, UdpOutbox, UdpSocket
 from lightning._core.quic.endpoint cimport EndpointCore, pthread_mutex_t
 
@@ -110,7 +110,9 @@ cdef int pump_wait(
 # Have another waiter lead, if there is one and nobody does.
 cdef bint pump_pass(Pump* p) noexcept nogil
 # Wake whose calls have ended, the leader too.
-cdef void pump_rouse(Pump* p, Call* first) noexcept nogil
+cdef void pump_rouse(Pump* p, Waiter* first) noexcept nogil
+# Have a waiter look, who may be leading.
+cdef void pump_poke(Pump* p, Waiter* w) noexcept nogil
 # Let nobody wait any more.
 cdef void pump_dismiss(Pump* p) noexcept nogil
 # Take note that `notify_fd` was seen.

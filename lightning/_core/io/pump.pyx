@@ -6,7 +6,7 @@ from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from lightning._core.io.desk cimport (
-    WAITER_DONE, WAITER_LEADS, Call, Desk, Waiter, desk_rouse, desk_sift,
+    WAITER_DONE, WAITER_LEADS, Desk, Waiter, desk_rouse, desk_sift,
     desk_take_roused, waiter_sleep, waiter_wake
 )
 from lightning._core.io.udp cimport (
@@ -227,7 +227,7 @@ cdef void receive(Pump* p, int64_t now, bint leads) noexcept nogil:
     cdef int error = 0
     cdef int count
     cdef int left = BATCHES
-    cdef Call* roused
+    cdef Waiter* roused
     if pthread_mutex_trylock(&p.receiving) != 0:
         return
     while left:
@@ -546,11 +546,17 @@ cdef void pump_dismiss(Pump* p) noexcept nogil:
     signal_fd(p.lead_end)
 
 
-cdef void pump_rouse(Pump* p, Call* first) noexcept nogil:
+cdef void pump_rouse(Pump* p, Waiter* first) noexcept nogil:
     if first is not NULL:
         desk_rouse(first)
         if load32(&p.led):
             signal_fd(p.lead_end)
+
+
+cdef void pump_poke(Pump* p, Waiter* w) noexcept nogil:
+    waiter_wake(w, WAITER_DONE)
+    if load32(&p.led):
+        signal_fd(p.lead_end)
 
 
 cdef inline bint is_done(Pump* p, Waiter* w, bint serves) noexcept nogil:
