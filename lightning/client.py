@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import logging
 import secrets
@@ -519,7 +520,7 @@ class AsyncLightning:
             if session is None or not session.connection.is_alive:
                 session = await self._share(
                     address,
-                    lambda: self._connect(address, on_demand=on_demand),
+                    lambda: self._connect(address, hotkey, on_demand=on_demand),
                     on_demand=on_demand,
                 )
             await self._log_in(session, address, hotkey, deadline, on_demand=on_demand)
@@ -558,13 +559,15 @@ class AsyncLightning:
                 address=str(address),
             ) from None
 
-    async def _connect(self, address: PeerAddr, *, on_demand: bool) -> _Session:
-        """Dial an address, and log in again who was registered there."""
+    async def _connect(
+        self, address: PeerAddr, hotkey: str, *, on_demand: bool
+    ) -> _Session:
+        """Dial an address for a hotkey, and log in again who was registered there."""
         self._require_room(address)
         self._dialling += 1
         try:
             async with asyncio.timeout(self.config.connect_timeout):
-                connection = await self._dial(address)
+                connection = await self._dial(address, hotkey)
         except (LightningError, TimeoutError) as error:
             if on_demand:
                 self._failed(address)
@@ -634,17 +637,19 @@ class AsyncLightning:
             )
         )
 
-    async def _dial(self, address: PeerAddr) -> Connection:
+    async def _dial(self, address: PeerAddr, hotkey: str) -> Connection:
         try:
             places = await _resolve(address)
         except (OSError, UnicodeError) as error:
             raise LightningConnectionError(
                 f"invalid remote address {address}: {error}", address=str(address)
             ) from error
+        # Of several connections only the one that is kept may log in: a second login
+        # ends the first one's.
+        begin = partial(self._begin_login, hotkey) if len(places) == 1 else None
         try:
             return await first_success(
-                [partial(self._dial_at, family, where) for family, where in places],
-                HEAD_START,
+                [partial(self._dial_at, *place, begin) for place in places], HEAD_START
             )
         except ConnectionClosed as error:
             raise LightningConnectionError(
@@ -652,7 +657,12 @@ class AsyncLightning:
                 address=str(address),
             ) from error
 
-    async def _dial_at(self, family: int, where: tuple[Any, ...]) -> Connection:
+    async def _dial_at(
+        self,
+        family: int,
+        where: tuple[Any, ...],
+        begin: Callable[[Connection], object] | None,
+    ) -> Connection:
         endpoints = self._require_endpoint()
         endpoint = endpoints.get(family)
         if endpoint is None:
@@ -662,23 +672,44 @@ class AsyncLightning:
                 # Another dial was faster.
                 endpoint.close("")
                 endpoint = endpoints[family]
-        return await endpoint.connect(where)
+        return await endpoint.connect(where, begin)
+
+    def _begin_login(self, hotkey: str, connection: Connection) -> None:
+        """Send the login with what completes the handshake, if signing is quick."""
+        if isinstance(self._signer, Sr25519Signer):
+            # What cannot be signed is told by `_login`.
+            with contextlib.suppress(LightningError):
+                login = self._login_of(connection, hotkey)
+                signature = self._signer.sign(login.message)
+                frame = login.request(signature).to_frame()
+                connection.begun = (login, *_send(connection, frame))
+
+    def _login_of(self, connection: Connection, hotkey: str) -> ClientLogin:
+        certificate = connection.certificate
+        return ClientLogin(
+            validator_hotkey=self.wallet_hotkey,
+            miner_hotkey=hotkey,
+            fingerprint=certificate_fingerprint(certificate) if certificate else "",
+            timestamp=int(time.time()),
+            nonce=secrets.token_hex(16),
+        )
 
     async def _login(
         self, connection: Connection, address: PeerAddr, hotkey: str
     ) -> None:
-        certificate = connection.certificate
+        begun, connection.begun = connection.begun, None
         try:
-            login = ClientLogin(
-                validator_hotkey=self.wallet_hotkey,
-                miner_hotkey=hotkey,
-                fingerprint=certificate_fingerprint(certificate) if certificate else "",
-                timestamp=int(time.time()),
-                nonce=secrets.token_hex(16),
-            )
-            signature = await sign(self._require_signer(), login.message)
-            frame = login.request(signature).to_frame()
-            call = await self._ask(connection, frame, None)
+            if begun is not None and begun[0].miner_hotkey == hotkey:
+                login, call, answer = begun
+            else:
+                login = self._login_of(connection, hotkey)
+                signature = await sign(self._require_signer(), login.message)
+                call, answer = _send(connection, login.request(signature).to_frame())
+            try:
+                await answer
+            except BaseException:
+                call.cancel()
+                raise
             login.check(read_login_answer(*call.answer()))
         except HandshakeError as error:
             error.address = str(address)
@@ -688,13 +719,11 @@ class AsyncLightning:
         self, connection: Connection, frame: bytes, timeout: float | None
     ) -> Call:
         """Send a frame and wait for the end of the call."""
-        loop = connection.loop
-        answer: asyncio.Future[Call] = loop.create_future()
-        call = connection.call(frame, answer)
+        call, answer = _send(connection, frame)
         timer = None
         try:
             if timeout is not None:
-                timer = loop.call_later(timeout, _time_out, answer, timeout)
+                timer = connection.loop.call_later(timeout, _time_out, answer, timeout)
             await answer
         except BaseException:
             call.cancel()
@@ -728,6 +757,12 @@ class AsyncLightning:
         session = self._sessions.pop(address, None)
         if session is not None:
             session.connection.close(reason)
+
+
+def _send(connection: Connection, frame: bytes) -> tuple[Call, asyncio.Future[Call]]:
+    """Send a frame; return the call and what is done when it has ended."""
+    answer: asyncio.Future[Call] = connection.loop.create_future()
+    return connection.call(frame, answer), answer
 
 
 def _time_out(answer: asyncio.Future[Call], timeout: float) -> None:

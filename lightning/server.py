@@ -8,7 +8,7 @@ import logging
 import operator
 import socket
 import time
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from lightning._core.io.transport import (
     Connection,
@@ -74,6 +74,8 @@ if TYPE_CHECKING:
     from lightning.pool import Mailbox
     from lightning.serving import ServingThreads
     from lightning.types import PeerAddr, ServerConnectionStats
+
+T = TypeVar("T")
 
 # Seconds that running handlers get to finish when the server is stopped.
 STOP_TIMEOUT = 1.0
@@ -650,6 +652,17 @@ class AsyncLightningServer:
             log.log(level, "login from %s refused: %s", connection.address, error)
             exchange.respond(rejection(time.time()).to_frame())
             return
+        if isinstance(self._signer, Sr25519Signer) and (
+            self._permits_known.is_set() or not self.config.require_validator_permit
+        ):
+            # Answered at once, with what completes the handshake.
+            try:
+                frame = _run_through(self._check_login(connection, request))
+            except LightningError as error:
+                self._refuse(connection, exchange, request, error)
+            else:
+                self._welcome(connection, exchange, request, frame)
+            return
         self._spawn_for(exchange, self._login(connection, exchange, request), "login")
 
     async def _login(
@@ -658,25 +671,43 @@ class AsyncLightningServer:
         exchange: ServerExchange,
         request: HandshakeRequest,
     ) -> None:
-        hotkey = request.validator_hotkey
         try:
             async with asyncio.timeout(self.config.handshake_timeout_secs):
                 frame = await self._check_login(connection, request)
         except (LightningError, TimeoutError) as error:
-            # These two are ours to mend; the others are the validator's.
-            ours = isinstance(error, SigningError | ServerFull)
-            log.log(
-                logging.WARNING if ours else logging.INFO,
-                "login of %.64r from %s refused: %s",
-                hotkey,
-                connection.address,
-                str(error) or "timed out",
-            )
-            exchange.respond(rejection(time.time(), self.miner_hotkey).to_frame())
-            return
+            self._refuse(connection, exchange, request, error)
+        else:
+            self._welcome(connection, exchange, request, frame)
+
+    def _refuse(
+        self,
+        connection: Connection,
+        exchange: ServerExchange,
+        request: HandshakeRequest,
+        error: Exception,
+    ) -> None:
+        # These two are ours to mend; the others are the validator's.
+        ours = isinstance(error, SigningError | ServerFull)
+        log.log(
+            logging.WARNING if ours else logging.INFO,
+            "login of %.64r from %s refused: %s",
+            request.validator_hotkey,
+            connection.address,
+            str(error) or "timed out",
+        )
+        exchange.respond(rejection(time.time(), self.miner_hotkey).to_frame())
+
+    def _welcome(
+        self,
+        connection: Connection,
+        exchange: ServerExchange,
+        request: HandshakeRequest,
+        frame: bytes,
+    ) -> None:
         exchange.respond(frame)
         if self._observer is not None:
-            self._spawn(self._observe(hotkey, connection.address.ip), "observe")
+            told = self._observe(request.validator_hotkey, connection.address.ip)
+            self._spawn(told, "observe")
 
     async def _check_login(
         self, connection: Connection, request: HandshakeRequest
@@ -772,9 +803,7 @@ class AsyncLightningServer:
             self._threads.about_to_run(handler)
             self._answers.here(exchange, handler, packet.data, context)
         else:
-            self._mail(
-                self._begin, connection, exchange, handler, packet.data, context
-            )
+            self._mail(self._begin, connection, exchange, handler, packet.data, context)
 
     def _begin(
         self,
@@ -863,6 +892,17 @@ class AsyncLightningServer:
         self._sources = sources
         if self._endpoint is not None:
             self._endpoint.set_sources(sources.addresses)
+
+
+def _run_through(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that has nothing to wait for, and return its result."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    coroutine.close()
+    raise RuntimeError("it waits for something")
 
 
 def _method(thing: Any, name: str) -> Any:

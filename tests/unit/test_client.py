@@ -33,6 +33,7 @@ from lightning.errors import (
     SigningError,
     StreamError,
 )
+from lightning.signer import Sr25519Signer
 from tests.support.identities import (
     MINER_HOTKEY,
     VALIDATOR,
@@ -66,9 +67,9 @@ def count_dials(client: AsyncLightning, monkeypatch) -> list[PeerAddr]:
     dials = []
     dial = client._dial
 
-    async def noted(address: PeerAddr) -> object:
+    async def noted(address: PeerAddr, hotkey: str) -> object:
         dials.append(address)
-        return await dial(address)
+        return await dial(address, hotkey)
 
     monkeypatch.setattr(client, "_dial", noted)
     return dials
@@ -803,6 +804,62 @@ async def test_whoever_gives_up_leaves_the_attempt_to_the_others(
     with pytest.raises(asyncio.CancelledError):
         await first
     assert len(list(connections(server))) == 1
+
+
+async def test_a_quick_login_leaves_with_what_completes_the_handshake(
+    start_server, connect, monkeypatch
+):
+    """It waits for no turn of the loop, at either end."""
+
+    async def sign_later(*args: object) -> bytes:
+        raise AssertionError("too late")
+
+    server = await start_server()
+    monkeypatch.setattr(client_module, "sign", sign_later)
+    spawned = []
+    monkeypatch.setattr(server, "_spawn_for", lambda *args: spawned.append(args))
+    client, _ = await connect(server)
+    assert not spawned
+    # Two Initials, for the server asks for a proof of our address, and what completes
+    # the handshake; a slow machine may acknowledge once more.
+    assert client._endpoints[socket.AF_INET].stats()["sent"] <= 4
+
+
+async def test_of_several_connections_none_logs_in_before_it_is_chosen(
+    start_server, make_client, monkeypatch
+):
+    """The server would end the chosen one for the other's login."""
+    server = await start_server()
+
+    async def resolve(address: PeerAddr) -> list:
+        return [(socket.AF_INET, tuple(server.local_addr()))] * 2
+
+    begun = []
+    monkeypatch.setattr(client_module, "_resolve", resolve)
+    monkeypatch.setattr(client_module, "HEAD_START", 0)
+    client = make_client()
+    monkeypatch.setattr(client, "_begin_login", lambda *args: begun.append(args))
+    axon = at(1, ip="miner.example")
+    await client.initialize_connections([axon])
+    assert not begun
+    assert (await client.query_axon(axon, ECHO)).success
+
+
+async def test_a_key_that_cannot_sign_is_named(start_server, axon_of, make_client):
+    """Also where its login would have left with the handshake."""
+
+    class Locked:
+        public_key, ss58_address = VALIDATOR.public_key, VALIDATOR.ss58_address
+
+        def sign(self, data: bytes) -> bytes:
+            raise ValueError("locked")
+
+    server = await start_server()
+    client = make_client(Sr25519Signer.from_keypair(Locked()))
+    await client.create_endpoint()
+    with pytest.raises(SigningError, match="locked"):
+        await client.query_axon(axon_of(server), ECHO)
+    assert not list(connections(client))
 
 
 async def test_a_signer_that_fails_is_named(start_server, axon_of, make_client):

@@ -80,6 +80,8 @@ class Connection(Link):
 
     Attributes:
         exchanges: The exchanges on it.
+        begun: What `on_established` leaves here for whoever dialled.
+        on_established: Called with the connection when its handshake is complete.
         on_closed: Called once with the connection when it is gone.
         closed: Makes the exception that says how it ended; None while it lives.
     """
@@ -98,6 +100,8 @@ class Connection(Link):
         self._established: asyncio.Future[None] = endpoint.loop.create_future()
         self._drains: dict[int, list[asyncio.Future[None]]] = {}
         self._reason = ""
+        self.on_established: Callable[[Connection], object] | None = None
+        self.begun: Any = None
         self.closed: Callable[[], ConnectionClosed] | None = None
         self.on_closed: Callable[[Connection], object] | None = None
 
@@ -153,6 +157,8 @@ class Connection(Link):
 
     def on_connected(self) -> None:
         """Take note that the handshake is complete."""
+        if self.on_established is not None:
+            self.on_established(self)
         if not self._established.done():
             self._established.set_result(None)
 
@@ -430,11 +436,17 @@ class ClientEndpoint(Endpoint):
         )
         super().__init__(config, Engine(engine, is_client=True), threads=threads)
 
-    async def connect(self, address: tuple[Any, ...]) -> Connection:
+    async def connect(
+        self,
+        address: tuple[Any, ...],
+        on_established: Callable[[Connection], object] | None = None,
+    ) -> Connection:
         """Dial a server; the caller bounds the time.
 
         Args:
             address: As the socket layer writes it, already resolved.
+            on_established: Called with the connection as soon as requests can be sent:
+                they leave with what completes the handshake.
 
         Raises:
             ConnectionClosed: The server refused, or did not answer.
@@ -442,6 +454,7 @@ class ClientEndpoint(Endpoint):
         if self._driver is None:
             raise LightningConnectionError("the endpoint is closed")
         connection = Connection(self, None)
+        connection.on_established = on_established
         self._driver.connect(address, connection)
         try:
             await connection.establish()
