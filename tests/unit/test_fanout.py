@@ -67,7 +67,7 @@ async def farm(start_server, make_client, axon_of, hold):
             )
             for number in range(50, 50 + count)
         ]
-        client = make_client()
+        client = make_client(reconnect_initial_backoff=30)
         axons = [axon_of(server) for server in servers]
         await client.initialize_connections(axons)
         return client, servers, axons
@@ -88,7 +88,7 @@ def blocking_farm(start_blocking_server, make_blocking_client, axon_of, hold):
             )
             for number in range(50, 50 + count)
         ]
-        client = make_blocking_client()
+        client = make_blocking_client(reconnect_initial_backoff=30)
         axons = [axon_of(server) for server in servers]
         client.initialize_connections(axons)
         return client, servers, axons
@@ -462,21 +462,55 @@ async def test_a_deadline_bounds_dials_too(farm, silent_axon, hold):
 def test_a_deadline_of_a_blocking_caller(blocking_farm, silent_axon, hold):
     client, servers, axons = blocking_farm()
     began = time.monotonic()
-    outcomes = client.query_many(
+    fan = client.query_many(
         [*axons, silent_axon], [ECHO, HOLD, ECHO, ECHO], deadline_secs=0.2
-    ).collect_all()
+    )
+    outcomes = fan.collect_all()
     assert time.monotonic() - began >= 0.2
     assert same_kinds(outcomes, [True, RequestTimeout, True, RequestTimeout])
-    assert not in_flight(client)
-    until(lambda: not in_flight(*servers))
+    # Although the object is still there.
+    until(lambda: not fan._far._tasks and not in_flight(client, *servers))
+
+
+async def test_the_timeout_of_a_miner_begins_with_its_request(
+    farm, make_client, monkeypatch, hold
+):
+    """What the dial took is not counted."""
+    _, _, axons = await farm()
+    client = make_client()
+    await client.create_endpoint()
+    dial = client._dial
+
+    async def slow(address):
+        await asyncio.sleep(0.3)
+        return await dial(address)
+
+    monkeypatch.setattr(client, "_dial", slow)
+    fan = client.query_many(axons, [HOLD, ECHO, ECHO], 0.25)
+    assert same_kinds(await fan, [RequestTimeout, True, True])
+    assert hold.begun == 1
+    await until_async(lambda: not in_flight(client))
+
+
+async def test_a_timeout_leaves_the_others(farm, hold):
+    client, servers, axons = await farm()
+    fan = client.query_many(axons, HOLD, 0.1)
+    outcomes = await fan
+    assert [o.timeout for o in outcomes] == [0.1] * 3
+    # Although the object is still there.
+    await until_async(lambda: not in_flight(client, *servers))
+    assert numbers(await client.query_many(axons, ECHO, 10)) == [1] * 3
 
 
 async def drop_by_cancelling(client, axons, hold):
-    task = asyncio.create_task(client.query_many(axons, HOLD).collect_all())
+    fan = client.query_many(axons, HOLD)
+    task = asyncio.create_task(fan.collect_all())
     await until_async(lambda: hold.begun == len(axons))
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    await until_async(lambda: not in_flight(client))
+    assert repr(fan) == "<FanOut 0 of 3>"
 
 
 async def drop_by_cancelling_a_stream(client, axons, hold):
@@ -574,6 +608,7 @@ def test_what_a_blocking_caller_drops_leaves_nothing(blocking_farm, silent_axon,
     until(lambda: not in_flight(client))
     with client.query_many(miners, HOLD) as fan:
         until(lambda: hold.begun >= 3)
+    until(lambda: not fan._far._tasks)
     assert list(fan) == []
     with pytest.raises(RuntimeError, match="was closed"):
         fan.collect_all()
