@@ -408,9 +408,9 @@ async def test_miners_that_are_not_connected_are_reached_first(
     dials = []
     dial = client._dial
 
-    async def noted(address):
+    async def noted(address, *args):
         dials.append(address)
-        return await dial(address)
+        return await dial(address, *args)
 
     monkeypatch.setattr(client, "_dial", noted)
     assert numbers(await client.query_many(axons * 4, ECHO)) == [1] * 12
@@ -481,9 +481,9 @@ async def test_the_timeout_of_a_miner_begins_with_its_request(
     await client.create_endpoint()
     dial = client._dial
 
-    async def slow(address):
+    async def slow(*args):
         await asyncio.sleep(0.3)
-        return await dial(address)
+        return await dial(*args)
 
     monkeypatch.setattr(client, "_dial", slow)
     fan = client.query_many(axons, [HOLD, ECHO, ECHO], 0.25)
