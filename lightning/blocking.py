@@ -100,11 +100,9 @@ class Lightning:
         }
         if settings.get("stream_chunk_timeout") == 0:
             settings["stream_chunk_timeout"] = None
-        self._client = AsyncLightning(
-            wallet_hotkey,
-            signer=signer,
-            config=dataclasses.replace(config or LightningClientConfig(), **settings),
-        )
+        if settings:
+            config = dataclasses.replace(config or LightningClientConfig(), **settings)
+        self._client = AsyncLightning(wallet_hotkey, signer=signer, config=config)
         self._client._threads = True  # noqa: SLF001 - the other half of this class.
         self._io = LoopThread("lightning-client", self._client.close)
 

@@ -491,7 +491,9 @@ class AsyncLightning:
             self._registry.backoff(target).check(_name(target), now, self.config)
         task = self._begin(target, attempt)
         # Whoever gives up waiting leaves the attempt to the others.
-        await asyncio.wait([task])
+        over = asyncio.get_running_loop().create_future()
+        task.add_done_callback(lambda _: over.done() or over.set_result(None))
+        await over
         if task.cancelled():
             raise LightningConnectionError(
                 f"the attempt to reach {_name(target)} was cut off by a close"
@@ -629,13 +631,13 @@ class AsyncLightning:
             except LightningError as error:
                 log.warning("cannot reach %s at %s: %s", hotkey, address, error)
 
-        await asyncio.gather(
-            *(
-                reach(address, hotkey)
-                for address, hotkeys in wanted.items()
-                for hotkey in hotkeys
-            )
-        )
+        each = [
+            reach(address, hotkey)
+            for address, hotkeys in wanted.items()
+            for hotkey in hotkeys
+        ]
+        # One alone needs no task of its own.
+        await (each[0] if len(each) == 1 else asyncio.gather(*each))
 
     async def _dial(self, address: PeerAddr, hotkey: str) -> Connection:
         try:
@@ -833,6 +835,9 @@ async def _resolve(address: PeerAddr) -> list[tuple[int, tuple[Any, ...]]]:
         OSError, UnicodeError: It stands for none.
     """
     ip, port = address
+    with contextlib.suppress(OSError, UnicodeError):
+        socket.inet_pton(socket.AF_INET, ip)
+        return [(socket.AF_INET, (ip, port))]
     try:
         # An IP address needs no thread.
         found = socket.getaddrinfo(

@@ -253,9 +253,9 @@ async def test_what_goes_wrong_with_one_miner_is_its_outcome(farm, silent_axon):
         prepare=lambda s: s.register_synapse_handler("boom", boom)
     )
     miners, requests, expected = mixed(axons, silent_axon)
-    outcomes = await client.query_many(miners, requests, 0.5, deadline_secs=1)
+    outcomes = await client.query_many(miners, requests, 0.5, deadline_secs=0.8)
     assert same_kinds(outcomes, expected), outcomes
-    assert (outcomes[2].timeout, outcomes[5].timeout) == (0.5, 1)
+    assert (outcomes[2].timeout, outcomes[5].timeout) == (0.5, 0.8)
     # Back-off is kept to, as by a query.
     (again,) = await client.query_many(miners[1:2], ECHO)
     assert "backoff" in str(again)
@@ -268,9 +268,9 @@ def test_what_goes_wrong_with_one_miner_is_its_outcome_when_blocking(
         prepare=lambda s: s.register_synapse_handler("boom", boom)
     )
     miners, requests, expected = mixed(axons, silent_axon)
-    outcomes = client.query_many(miners, requests, 0.5, deadline_secs=1).collect_all()
+    outcomes = client.query_many(miners, requests, 0.5, deadline_secs=0.8).collect_all()
     assert same_kinds(outcomes, expected), outcomes
-    assert (outcomes[2].timeout, outcomes[5].timeout) == (0.5, 1)
+    assert (outcomes[2].timeout, outcomes[5].timeout) == (0.5, 0.8)
     (again,) = client.query_many(miners[1:2], ECHO).collect_all()
     assert "backoff" in str(again)
 

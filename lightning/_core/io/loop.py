@@ -85,6 +85,9 @@ class LoopThread:
             with self._lock:
                 # Under the lock, so that nothing is scheduled after the loop's stop.
                 call.schedule(self._current(loop))
+                # After it, so that a new thread finds its work instead of sleeping.
+                if self._thread is None:
+                    self._start()
             return call.result()
         except BaseException:
             call.cancel()
@@ -129,26 +132,26 @@ class LoopThread:
     def _current(
         self, wanted: asyncio.AbstractEventLoop | None
     ) -> asyncio.AbstractEventLoop:
-        if wanted is None:
-            return self._loop or self._start()
-        if wanted is not self._loop:
+        if wanted is None and self._loop is None:
+            self._loop = asyncio.new_event_loop()
+        elif wanted is not None and wanted is not self._loop:
             raise LoopGone("the event loop has ended")
-        return wanted
+        return cast("asyncio.AbstractEventLoop", self._loop)
 
-    def _start(self) -> asyncio.AbstractEventLoop:
-        loop = asyncio.new_event_loop()
-        thread = threading.Thread(
+    def _start(self) -> None:
+        loop = cast("asyncio.AbstractEventLoop", self._loop)
+        self._thread = threading.Thread(
             target=_run, args=(loop, self._closing), name=self._name, daemon=True
         )
+        _threads.add(self._thread)
         try:
-            thread.start()
+            self._thread.start()
         except RuntimeError:
             # The system has no more threads for us.
+            _threads.discard(self._thread)
+            self._loop = self._thread = None
             loop.close()
             raise
-        _threads.add(thread)
-        self._loop, self._thread = loop, thread
-        return loop
 
 
 class _Call(Generic[T]):
