@@ -21,7 +21,7 @@ cdef enum UdpLimits:
     UDP_SLOT = 2048  # bytes of a datagram; longer ones are none of ours
     # With GRO, a message may be a run of datagrams. Slots that begin at various places
     # of a page do not meet in the caches.
-    UDP_RUNS = 4
+    UDP_RUNS = 8
     UDP_RUN_SLOT = 67584
     UDP_OUT = 32  # sends that are collected before they leave
     UDP_OUT_SIZE = 131072  # and their bytes
@@ -102,7 +102,7 @@ cdef struct UdpOutbox:
 cdef int udp_adopt(UdpSocket* s, int fd, uint32_t options) noexcept nogil
 cdef void udp_close(UdpSocket* s) noexcept nogil
 
-# For a socket that has been adopted: 64 KiB, with GRO 264 KiB at most.
+# For a socket that has been adopted: 64 KiB, with GRO 528 KiB at most.
 cdef int udp_inbox_init(UdpInbox* box, UdpSocket* s) noexcept nogil
 cdef void udp_inbox_free(UdpInbox* box) noexcept nogil
 # Receive up to a batch; -EAGAIN if there is nothing, another -errno if a datagram of
