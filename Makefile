@@ -60,7 +60,8 @@ lint: build ## ruff and cython-lint
 types: build ## mypy and stubtest
 	$(PY) -m mypy
 	$(PY) -m mypy tests/typing
-	MYPYPATH=. $(PY) -m mypy.stubtest --concise --allowlist tests/typing/stubtest-allowlist.txt \
+	MYPYPATH=. $(PY) -m mypy.stubtest --concise --mypy-config-file pyproject.toml \
+		--allowlist tests/typing/stubtest-allowlist.txt \
 		--ignore-unused-allowlist $$($(PY) tools/core_modules.py)
 
 format: ## write the code as ruff would

@@ -73,6 +73,8 @@ EXTENSIONS = [
     "lightning._core.io.udp",
     "lightning._core.io.desk",
     "lightning._core.io.pump",
+    "lightning._core.io.base",
+    "lightning._core.io.links",
     "lightning._core.io.driver",
     "lightning._core.io.gathering",
 ]

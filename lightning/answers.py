@@ -37,7 +37,7 @@ from lightning.pool import HandlerPool
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from lightning._core.io.driver import ServerExchange
+    from lightning._core.io.links import ServerExchange
     from lightning.config import LightningServerConfig
 
 log = logging.getLogger("lightning.server")

@@ -103,7 +103,7 @@ class Lightning:
         if settings:
             config = dataclasses.replace(config or LightningClientConfig(), **settings)
         self._client = AsyncLightning(wallet_hotkey, signer=signer, config=config)
-        self._client._threads = True  # noqa: SLF001 - the other half of this class.
+        self._client._threads = True
         self._io = LoopThread("lightning-client", self._client.close)
 
     def __repr__(self) -> str:
@@ -181,7 +181,7 @@ class Lightning:
         axon = QuicAxonInfo.coerce(axon_info)
         timeout = check_timeout(timeout_secs)
         asked = QuicRequest.coerce(request)
-        connection = client._connection_to(axon)  # noqa: SLF001 - the other half of this class.
+        connection = client._connection_to(axon)
         if connection is None:
             connection, frame = self._io.call(client._prepare, axon, asked)
         else:
@@ -323,7 +323,7 @@ class LightningServer:
             config=dataclasses.replace(config or LightningServerConfig(), **settings),
         )
         # The other half of this class.
-        self._server._threads = ServingThreads(self._server.config.handler_threads)  # noqa: SLF001
+        self._server._threads = ServingThreads(self._server.config.handler_threads)
         self._io = LoopThread("lightning-server", self._server.stop)
 
     def __repr__(self) -> str:

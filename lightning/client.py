@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Sequence
     from types import TracebackType
 
-    from lightning._core.io.driver import Call
+    from lightning._core.io.links import Call
 
 T = TypeVar("T")
 # What an attempt is for: a dial, or a login.
@@ -492,7 +492,7 @@ class AsyncLightning:
         task = self._begin(target, attempt)
         # Whoever gives up waiting leaves the attempt to the others.
         over = asyncio.get_running_loop().create_future()
-        task.add_done_callback(lambda _: over.done() or over.set_result(None))
+        task.add_done_callback(lambda _: None if over.done() else over.set_result(None))
         await over
         if task.cancelled():
             raise LightningConnectionError(

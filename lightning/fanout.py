@@ -13,8 +13,8 @@ import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from lightning._core.io.driver import Call
 from lightning._core.io.gathering import Gathering
+from lightning._core.io.links import Call
 from lightning._core.wire.exchange import read_answer
 from lightning.errors import ConfigError, LightningConnectionError, RequestTimeout
 from lightning.types import QuicAxonInfo, QuicRequest, QuicResponse

@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
     from types import TracebackType
 
-    from lightning._core.io.driver import ServerExchange
+    from lightning._core.io.links import ServerExchange
     from lightning.pool import Mailbox
     from lightning.serving import ServingThreads
     from lightning.types import PeerAddr, ServerConnectionStats
@@ -478,7 +478,9 @@ class AsyncLightningServer:
             running = self._requests - {asyncio.current_task()}
             if running:
                 await asyncio.wait(running, timeout=left)
-            elif self._answers.running or any(c.is_alive and c.has_unsent for c in connections):
+            elif self._answers.running or any(
+                c.is_alive and c.has_unsent for c in connections
+            ):
                 await asyncio.sleep(min(left, 0.01))
             else:
                 break

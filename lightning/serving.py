@@ -40,9 +40,7 @@ class ServingThreads:
         self._handle: Callable[..., object] | None = None
         self._count = 0
 
-    def start(
-        self, endpoint: ServerEndpoint, handle: Callable[..., object]
-    ) -> None:
+    def start(self, endpoint: ServerEndpoint, handle: Callable[..., object]) -> None:
         """Serve an endpoint.
 
         Args:

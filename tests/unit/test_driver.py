@@ -20,7 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning._core.io.driver import Driver, Link
+from lightning._core.io.driver import Driver
+from lightning._core.io.links import Link
 from lightning._core.io.transport import (
     ClientEndpoint,
     Connection,

@@ -3,11 +3,11 @@
 from libc.stdint cimport int64_t
 
 from lightning._core.io.desk cimport Group
-from lightning._core.io.driver cimport Driver
+from lightning._core.io.base cimport DriverBase
 
 
 cdef class Gathering:
-    cdef Driver driver
+    cdef DriverBase driver
     cdef Group group
     # Those under way: the desk has a reference to each, too.
     cdef set calls

@@ -1,6 +1,6 @@
 from typing import final
 
-from lightning._core.io.driver import Call, Link
+from lightning._core.io.links import Call, Link
 
 __all__ = ["Gathering"]
 

@@ -8,15 +8,17 @@ cimport cython
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport INT64_MAX, int64_t, uint32_t
 
+from lightning._core.io.base cimport DriverBase
 from lightning._core.io.desk cimport (
     CALL_CANCELLED, WAITER_DONE, WAITER_ROUSED, Call as CallRecord, desk_cancel,
     group_take, waiter_clear, waiter_sleep
 )
-from lightning._core.io.driver cimport Call, Driver, Link
+from lightning._core.io.links cimport Call, Link
 from lightning._core.io.pump cimport pump_clock, pump_flush, pump_poke, pump_wait
 from lightning._core.quic.endpoint cimport endpoint_lock, endpoint_unlock
 
-from lightning._core.io.driver import FORKED, OWN_THREAD
+from lightning._core.io.base import FORKED
+from lightning._core.io.links import OWN_THREAD
 
 cdef extern from "unistd.h" nogil:
     int os_getpid "getpid"()
@@ -147,7 +149,7 @@ cdef class Gathering:
 
         Fine if there are none. `wait` finds nothing after.
         """
-        cdef Driver driver = self.driver
+        cdef DriverBase driver = self.driver
         cdef Call call
         if driver is None or os_getpid() != driver.pid:
             return
@@ -172,7 +174,7 @@ cdef class Gathering:
         driver.endpoint.drain_releases()
 
     cdef int sleep(self, int64_t until) except -1:
-        cdef Driver driver = self.driver
+        cdef DriverBase driver = self.driver
         driver.enter()
         try:
             with nogil:
@@ -188,7 +190,7 @@ cdef class Gathering:
 
     cdef list take(self):
         """Take what has ended since it was last called."""
-        cdef Driver driver = self.driver
+        cdef DriverBase driver = self.driver
         cdef CallRecord* ended[ENDED]
         cdef uint32_t bits = waiter_clear(
             &self.group.waiter, <int> WAITER_DONE | <int> WAITER_ROUSED

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from lightning._core.io.driver import Driver, Link, ServerExchange
+from lightning._core.io.driver import Driver
+from lightning._core.io.links import Link, ServerExchange
 from lightning._core.quic.config import EngineConfig, Identity
 from lightning._core.quic.engine import Endpoint as Engine
 from lightning.errors import ConnectionClosed, LightningConnectionError

@@ -1,5 +1,9 @@
 from collections.abc import Iterable
+from typing import final
 
+__all__ = ["KeySchedule", "Offer"]
+
+@final
 class KeySchedule:
     cipher_suite: int
     generation: int
@@ -10,6 +14,7 @@ class KeySchedule:
     def finished_verify_data(self, secret: bytes) -> bytes: ...
     def certificate_verify_data(self, context_string: bytes) -> bytes: ...
 
+@final
 class Offer:
     def __init__(self, cipher_suites: Iterable[int]) -> None: ...
     def extract(self, key_material: bytes | None = None) -> None: ...

@@ -1,4 +1,5 @@
 from types import TracebackType
+from typing import final
 
 from aioquic._buffer import Buffer
 from aioquic.tls import (
@@ -11,6 +12,22 @@ from aioquic.tls import (
 )
 
 from lightning._core.quic.keyschedule import KeySchedule, Offer
+
+__all__ = [
+    "Hashing",
+    "pull_certificate",
+    "pull_certificate_verify",
+    "pull_client_hello",
+    "pull_encrypted_extensions",
+    "pull_finished",
+    "pull_server_hello",
+    "push_certificate",
+    "push_certificate_verify",
+    "push_client_hello",
+    "push_encrypted_extensions",
+    "push_finished",
+    "push_server_hello",
+]
 
 def pull_client_hello(buf: Buffer) -> ClientHello: ...
 def pull_server_hello(buf: Buffer) -> ServerHello: ...
@@ -25,6 +42,7 @@ def push_certificate(buf: Buffer, certificate: Certificate) -> None: ...
 def push_certificate_verify(buf: Buffer, verify: CertificateVerify) -> None: ...
 def push_finished(buf: Buffer, finished: Finished) -> None: ...
 
+@final
 class Hashing:
     def __init__(self, key_schedule: KeySchedule | Offer, buf: Buffer) -> None: ...
     def __enter__(self) -> None: ...

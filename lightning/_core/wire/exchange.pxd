@@ -4,14 +4,12 @@ from lightning._core.wire.framing cimport FrameReader
 
 
 cdef class Exchanges:
-    """All exchanges of one connection."""
+    """All streamed exchanges of one connection of a client."""
 
     cdef:
         # Verbs of the layer below: see the module.
         object link
-        # Called with each request that is complete; None on a client.
-        object on_request
-        # Stream id -> Exchange, until both directions are over.
+        # Stream id -> ClientExchange, until both directions are over.
         dict streams
         # Exchanges that wait until the peer allows another stream, as the keys of an
         # OrderedDict, oldest first: any of them may be cancelled.
@@ -23,15 +21,14 @@ cdef class Exchanges:
 
     cpdef ClientExchange start(self, bytes frame, object on_frame, object on_error)
     cpdef int pump(self) except -1
-    cpdef int stream_opened(self, long long stream_id, double now) except -1
     cpdef int stream_data(self, long long stream_id, object data, bint fin) except -1
     cpdef int stream_reset(self, long long stream_id, long long code) except -1
     cpdef int stop_sending(self, long long stream_id, long long code) except -1
     cpdef int connection_lost(self, object make_error) except -1
 
 
-cdef class Exchange:
-    """What both ends of an exchange have in common."""
+cdef class ClientExchange:
+    """A request on its way, and its answer."""
 
     cdef:
         Exchanges owner
@@ -42,20 +39,8 @@ cdef class Exchange:
         bint received
         # The peer ended its direction: by FIN or by reset.
         bint remote_ended
-        # We ended our direction, or the peer stopped it.
+        # We ended our direction.
         bint local_ended
-
-    cdef int receive(self, object data, bint fin) except -1
-    cdef int on_complete_frame(self) except -1
-    cdef int on_failure(self, object error) except -1
-    cdef int on_end(self) except -1
-    cdef int on_stop(self, long long code) except -1
-    cdef int finish_receiving(self) except -1
-    cdef int settle(self) except -1
-
-
-cdef class ClientExchange(Exchange):
-    cdef:
         object on_frame
         object on_error
         # Held back until the stream can be opened.
@@ -63,19 +48,10 @@ cdef class ClientExchange(Exchange):
         # The peer stopped our request with this code; -1 if it did not.
         long long stopped
 
+    cdef int receive(self, object data, bint fin) except -1
+    cdef int on_failure(self, object error) except -1
+    cdef int on_end(self) except -1
+    cdef int finish_receiving(self) except -1
+    cdef int settle(self) except -1
     cpdef int complete(self) except -1
     cpdef int cancel(self) except -1
-
-
-cdef class ServerExchange(Exchange):
-    cdef:
-        # Seconds on the caller's clock when the stream's first byte came.
-        readonly double started_at
-        # The client has gone or wants no answer.
-        readonly bint cancelled
-        # Called once when that happens while no answer was finished; may be None.
-        public object on_cancel
-
-    cpdef bint respond(self, bytes frame, bint fin=*) except -1
-    cdef int cancel_by_peer(self) except -1
-    cdef int finish(self) except -1

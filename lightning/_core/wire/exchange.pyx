@@ -1,9 +1,11 @@
-"""One bidirectional stream for each exchange: start, complete, cancel, respond.
+"""One bidirectional stream for each exchange: start, complete, cancel.
 
-Sans-IO. A client sends one frame and ends its direction; the server answers with one
-frame, or with a run of chunks and an end, and ends its own. Each side reads what it
-needs and then asks the other to stop (STOP_SENDING with code 0), unless the end of the
-stream came first. That request is normal traffic and no error on either side.
+Sans-IO. A client sends one frame and ends its direction; the server answers with a run
+of chunks and an end, and ends its own. Calls with one frame as their answer are put
+together in C (`_core/io/desk`); streamed answers are the business of this module. The
+client reads what it needs and then asks the server to stop (STOP_SENDING with code 0),
+unless the end of the stream came first. That request is normal traffic and no error on
+either side.
 
 The layer below gives the verbs through a link object::
 
@@ -11,11 +13,13 @@ The layer below gives the verbs through a link object::
     send(stream_id, data, fin)       queue bytes, fin ends our direction
     stop(stream_id, code)            STOP_SENDING: no more of the peer's bytes, please
     reset(stream_id, code)           RESET_STREAM: our direction is abandoned
+    pause(stream_id)                 let the peer's window close
+    resume(stream_id)                open it again
     release(stream_id)               the exchange is over: the stream may go
 
-and calls `stream_opened`, `stream_data`, `stream_reset`, `stop_sending` and
-`connection_lost` with what arrived; of a stream that was stopped or released nothing
-comes any more. After any call the driver must flush what the link queued.
+and calls `stream_data`, `stream_reset`, `stop_sending` and `connection_lost` with what
+arrived; of a stream that was stopped or released nothing comes any more. After any call
+the driver must flush what the link queued.
 """
 
 from collections import OrderedDict
@@ -47,18 +51,15 @@ from lightning.errors import (
 
 @cython.final
 cdef class Exchanges:
-    """All exchanges of one connection.
+    """All streamed exchanges of one connection of a client.
 
     Args:
         link: The connection's verbs, see the module.
         max_payload: Largest frame payload accepted, in bytes.
-        on_request: For a server: called with ``(exchange, type, payload)`` when a
-            request frame is complete. None makes a client.
     """
 
-    def __init__(self, link, Py_ssize_t max_payload, on_request=None):
+    def __init__(self, link, Py_ssize_t max_payload):
         self.link = link
-        self.on_request = on_request
         self.max_payload = max_payload
         self.streams = {}
         self.waiting = OrderedDict()
@@ -116,27 +117,6 @@ cdef class Exchanges:
             self.link.send(stream_id, request, True)
         return 0
 
-    cpdef int stream_opened(self, long long stream_id, double now) except -1:
-        """Expect a request on a stream that the client has opened.
-
-        Args:
-            stream_id: The stream.
-            now: Seconds, on the clock that `expire` is asked with.
-        """
-        cdef ServerExchange exchange
-        # A server opens no streams for us, and bits 0x03 of a stream that a client
-        # opens in both directions are zero (RFC 9000 section 2.1).
-        if self.on_request is None or stream_id & 3 or self.lost is not None:
-            self.link.release(stream_id)
-            return 0
-        exchange = ServerExchange.__new__(ServerExchange)
-        exchange.owner = self
-        exchange.reader = FrameReader(self.max_payload)
-        exchange.stream_id = stream_id
-        exchange.started_at = now
-        self.streams[stream_id] = exchange
-        return 0
-
     cpdef int stream_data(self, long long stream_id, object data, bint fin) except -1:
         """Take ordered bytes of one stream.
 
@@ -145,14 +125,14 @@ cdef class Exchanges:
             data: The next bytes, maybe none.
             fin: Nothing follows.
         """
-        cdef Exchange exchange = self.streams.get(stream_id)
+        cdef ClientExchange exchange = self.streams.get(stream_id)
         if exchange is not None:
             exchange.receive(data, fin)
         return 0
 
     cpdef int stream_reset(self, long long stream_id, long long code) except -1:
         """Take the peer's RESET_STREAM."""
-        cdef Exchange exchange = self.streams.get(stream_id)
+        cdef ClientExchange exchange = self.streams.get(stream_id)
         if exchange is None:
             return 0
         exchange.remote_ended = True
@@ -164,15 +144,15 @@ cdef class Exchanges:
 
     cpdef int stop_sending(self, long long stream_id, long long code) except -1:
         """Take the peer's STOP_SENDING; the layer below has reset our direction."""
-        cdef Exchange exchange = self.streams.get(stream_id)
+        cdef ClientExchange exchange = self.streams.get(stream_id)
         if exchange is not None:
-            exchange.on_stop(code)
-            exchange.settle()
+            # Mostly a server that has read all it needs; what it answers decides.
+            exchange.stopped = code
         return 0
 
     cpdef int connection_lost(self, object make_error) except -1:
         """End every exchange; `make_error` makes one exception for each."""
-        cdef Exchange exchange
+        cdef ClientExchange exchange
         if self.lost is not None:
             return 0
         self.lost = make_error
@@ -184,40 +164,23 @@ cdef class Exchanges:
             if not exchange.received:
                 exchange.received = True
                 exchange.on_failure(make_error())
-            elif isinstance(exchange, ServerExchange):
-                (<ServerExchange>exchange).cancel_by_peer()
         return 0
 
-    def expire(self, double started_before):
-        """Give up on requests that began earlier and are still not complete.
 
-        Args:
-            started_before: Seconds, on the clock that `stream_opened` was given.
-
-        Returns:
-            How many were given up.
-        """
-        cdef Exchange exchange
-        cdef int count = 0
-        for exchange in list(self.streams.values()):
-            if (
-                isinstance(exchange, ServerExchange)
-                and not exchange.received
-                and (<ServerExchange>exchange).started_at < started_before
-            ):
-                exchange.on_failure(None)
-                count += 1
-        return count
-
-
-cdef class Exchange:
-    """What both ends of an exchange have in common; made by `Exchanges` only."""
+@cython.final
+cdef class ClientExchange:
+    """A request on its way, and its answer; made by `Exchanges` only."""
 
     def __init__(self):
-        raise TypeError(f"{type(self).__name__} is made by Exchanges")
+        raise TypeError("ClientExchange is made by Exchanges")
 
     def __repr__(self):
-        return f"<{type(self).__name__} stream={self.stream_id}>"
+        return f"<ClientExchange stream={self.stream_id}>"
+
+    @property
+    def waiting(self):
+        """Whether the request still waits for the peer to allow a stream."""
+        return self.request is not None
 
     cdef int receive(self, object data, bint fin) except -1:
         cdef Py_ssize_t taken = 0
@@ -232,24 +195,13 @@ cdef class Exchange:
                 break
             # A frame without payload is ready as soon as its header is.
             if self.reader.ready:
-                self.on_complete_frame()
+                kind, payload = self.reader.take()
+                self.on_frame(self, kind, payload)
         if fin and not self.received:
             self.received = True
             self.on_end()
         self.settle()
         return 0
-
-    cdef int on_complete_frame(self) except -1:
-        raise NotImplementedError
-
-    cdef int on_failure(self, object error) except -1:
-        raise NotImplementedError
-
-    cdef int on_end(self) except -1:
-        raise NotImplementedError
-
-    cdef int on_stop(self, long long code) except -1:
-        raise NotImplementedError
 
     cdef int finish_receiving(self) except -1:
         """Read no further; tell the peer so unless it has ended already."""
@@ -268,21 +220,6 @@ cdef class Exchange:
                 self.owner.link.release(self.stream_id)
         return 0
 
-
-@cython.final
-cdef class ClientExchange(Exchange):
-    """A request on its way, and its answer."""
-
-    @property
-    def waiting(self):
-        """Whether the request still waits for the peer to allow a stream."""
-        return self.request is not None
-
-    cdef int on_complete_frame(self) except -1:
-        kind, payload = self.reader.take()
-        self.on_frame(self, kind, payload)
-        return 0
-
     cdef int on_failure(self, object error) except -1:
         self.finish_receiving()
         on_error = self.on_error
@@ -297,11 +234,6 @@ cdef class ClientExchange(Exchange):
             # The server refused the request before it was sent in full.
             return self.on_failure(StreamReset(self.stopped, sending=True))
         return self.on_failure(StreamClosedEarly(received, self.reader.expected))
-
-    cdef int on_stop(self, long long code) except -1:
-        # Mostly a server that has read all it needs; what it answers decides.
-        self.stopped = code
-        return 0
 
     cpdef int complete(self) except -1:
         """Want no more frames; called from `on_frame` with the last one."""
@@ -336,66 +268,6 @@ cdef class ClientExchange(Exchange):
         """Open the peer's window again."""
         if self.stream_id >= 0 and not self.received:
             self.owner.link.resume(self.stream_id)
-
-
-@cython.final
-cdef class ServerExchange(Exchange):
-    """A request that arrived, and the way to answer it."""
-
-    cdef int on_complete_frame(self) except -1:
-        kind, payload = self.reader.take()
-        # Whatever follows the first frame is ignored, as the peer does.
-        self.received = True
-        self.owner.on_request(self, kind, payload)
-        return 0
-
-    cdef int on_failure(self, object error) except -1:
-        """End the stream without an answer: there was no request to answer."""
-        self.finish_receiving()
-        self.cancel_by_peer()
-        return self.finish()
-
-    cdef int on_end(self) except -1:
-        return self.finish()
-
-    cdef int on_stop(self, long long code) except -1:
-        self.local_ended = True
-        return self.cancel_by_peer()
-
-    cdef int cancel_by_peer(self) except -1:
-        on_cancel = self.on_cancel
-        self.on_cancel = None
-        self.cancelled = True
-        if on_cancel is not None:
-            on_cancel()
-        return 0
-
-    cdef int finish(self) except -1:
-        if not self.local_ended:
-            self.local_ended = True
-            self.owner.link.send(self.stream_id, b"", True)
-        return self.settle()
-
-    cpdef bint respond(self, bytes frame, bint fin=True) except -1:
-        """Send a frame of the answer.
-
-        Args:
-            frame: The whole frame, header included; empty to only end the stream.
-            fin: True with the last one.
-
-        Returns:
-            False if the client wants no more of it; nothing was sent.
-        """
-        if self.local_ended:
-            return False
-        if fin:
-            self.local_ended = True
-            self.on_cancel = None
-        self.owner.link.send(self.stream_id, frame, fin)
-        if fin:
-            self.finish_receiving()
-            self.settle()
-        return True
 
 
 def read_login_answer(int kind, bytes payload):

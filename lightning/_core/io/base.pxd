@@ -1,0 +1,28 @@
+"""What a link needs of its driver: the engine, the pump, and whose turn it is."""
+
+from lightning._core.io.desk cimport Desk
+from lightning._core.io.pump cimport Pump
+from lightning._core.quic.engine cimport Endpoint
+
+
+cdef class DriverBase:
+    cdef readonly Endpoint endpoint
+    cdef Pump pump
+    cdef Desk desk
+    cdef int pid
+    cdef bint is_open
+    cdef bint delivering
+    # Number of a connection -> Link.
+    cdef dict links
+    # Called once when something is to be sent, until `Driver.flush`.
+    cdef object on_unsent
+    cdef bint is_unsent
+    cdef bint is_owned
+    cdef unsigned long owner  # the thread that made it
+    # Threads inside of the pump or about to be; `Driver.close` waits for them.
+    cdef Py_ssize_t users
+
+    cdef int check_open(self) except -1
+    cdef int mark(self) except -1
+    cdef int enter(self) except -1
+    cdef int leave(self) except -1

@@ -1,0 +1,10 @@
+from typing_extensions import disjoint_base
+
+from lightning._core.quic.engine import Endpoint
+
+__all__ = ["DriverBase"]
+
+@disjoint_base
+class DriverBase:
+    @property
+    def endpoint(self) -> Endpoint: ...

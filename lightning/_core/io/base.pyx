@@ -1,0 +1,43 @@
+"""What a link needs of its driver: the engine, the pump, and whose turn it is."""
+
+cimport cython
+
+cdef extern from "unistd.h" nogil:
+    int os_getpid "getpid"()
+
+FORKED = (
+    "this object was made before a fork and cannot be used in the child: make a new "
+    "one there"
+)
+
+__all__ = ["DriverBase"]
+
+
+@cython.auto_pickle(False)
+cdef class DriverBase:
+    """One UDP socket and the engine's endpoint on it; see `Driver`."""
+
+    cdef int enter(self) except -1:
+        """Keep the pump there while this thread is in it."""
+        self.check_open()
+        if os_getpid() != self.pid:
+            raise RuntimeError(FORKED)
+        self.users += 1
+        return 0
+
+    cdef int leave(self) except -1:
+        self.users -= 1
+        return 0
+
+    cdef int check_open(self) except -1:
+        if not self.is_open:
+            raise RuntimeError("the driver is closed")
+        return 0
+
+    cdef int mark(self) except -1:
+        """Have the owner flush soon."""
+        if not self.is_unsent and self.is_open:
+            self.is_unsent = True
+            if not self.delivering:
+                self.on_unsent()
+        return 0
