@@ -31,7 +31,7 @@ cdef enum PumpLimits:
     # (max_ack_delay is 25 ms), above the time slices of a busy machine.
     PATIENCE = 5000
     RETRY_AFTER = 1000  # microseconds before a full socket buffer is tried again
-    BATCHES = 8  # of datagrams that one step receives before it sends
+    DATAGRAMS = 256  # that one step receives, or a batch more, before it sends
     # Microseconds for which a lone waiter looks at the socket again and again, where
     # what it waits for mostly came so soon; to be woken takes as long as the answer.
     SPIN = 60

@@ -226,15 +226,16 @@ cdef void receive(Pump* p, int64_t now, bint leads) noexcept nogil:
     cdef uint8_t ecn = 0
     cdef int error = 0
     cdef int count
-    cdef int left = BATCHES
+    cdef int left = DATAGRAMS
     cdef Waiter* roused
     if pthread_mutex_trylock(&p.receiving) != 0:
         return
-    while left:
+    while left > 0:
         left -= 1
         count = udp_receive(&p.inbox)
         endpoint_lock(p.core)
         while udp_next(&p.inbox, &data, &size, &source, &ecn):
+            left -= 1
             endpoint_receive(p.core, data, size, source, ecn, now)
         # No datagram woke us, so perhaps an error did.
         while count <= 0 and udp_next_error(&p.socket, &peer, &error):
