@@ -62,6 +62,8 @@ HEAD_START = 0.25
 
 log = logging.getLogger("lightning.client")
 
+_DEFAULTS = LightningClientConfig()
+
 
 class AsyncLightning:
     """A validator's client on asyncio.
@@ -96,7 +98,7 @@ class AsyncLightning:
                 f"wallet_hotkey must be a str, not {type(wallet_hotkey).__name__}"
             )
         self.wallet_hotkey = wallet_hotkey
-        self.config = config or LightningClientConfig()
+        self.config = config or _DEFAULTS
         self._signer: Signer | None = None if signer is None else as_signer(signer)
         self._transport = TransportConfig(
             idle_timeout=self.config.idle_timeout,

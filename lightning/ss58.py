@@ -92,6 +92,7 @@ def decode(address: str) -> bytes:
     return key
 
 
+@lru_cache(maxsize=_CACHED_ADDRESSES)
 def encode(public_key: bytes, prefix: int = 42) -> str:
     """Return the address of a public key.
 

@@ -164,6 +164,8 @@ async def test_an_owner_that_is_there_does_the_work_itself():
 def test_an_idle_thread_sleeps():
     """No deadline, no datagram: no step of anybody."""
     driver, _ = plain()
+    assert not driver.has_thread, "there is nothing to stand in for yet"
+    driver.flush()
     assert driver.has_thread
     pause = threading.Event()
     pause.wait(0.2)

@@ -25,11 +25,13 @@ cdef class Driver(DriverBase):
     cdef Delivery deliveries[32]
     # Makes the Link of a connection that a peer began.
     cdef object accept
+    cdef bint has_tried  # to start the thread
     cdef readonly bint has_thread
     # Called when a request is complete and no thread of `serve` is free.
     cdef object on_busy
 
     cdef int shut(self) except -1
+    cdef void start(self) noexcept
     cdef int collect(self) noexcept nogil
     cdef int hand_over(self, Delivery* d, int64_t now) except -1
     cdef int adopt_new(self) except -1

@@ -99,9 +99,14 @@ cdef class Driver(DriverBase):
         if status != 0:
             raise OSError(-status, os.strerror(-status))
         self.is_open = True
-        status = pump_start(&self.pump)
+        # A client's owner has its first datagram to send before anybody can stand in.
+        if accept is not None or not owned:
+            self.start()
+
+    cdef void start(self) noexcept:
+        self.has_tried = True
         # It works without, too: only nobody stands in.
-        self.has_thread = status == 0
+        self.has_thread = pump_start(&self.pump) == 0
 
     def __dealloc__(self):
         self.shut()
@@ -181,6 +186,8 @@ cdef class Driver(DriverBase):
             return
         with nogil:
             has_work = pump_flush(&self.pump)
+        if not self.has_tried:
+            self.start()
         # What the system would not send may have ended a dial.
         if has_work:
             self.deliver()
