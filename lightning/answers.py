@@ -6,8 +6,9 @@ import asyncio
 import contextvars
 import logging
 import time
+from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lightning._core.wire.messages import (
     encode_stream_chunk,
@@ -49,18 +50,33 @@ CHUNKS_A_TURN = 16
 class Answers:
     """Answers requests by handlers, within the limits of the settings.
 
+    Args:
+        config: The server's settings.
+        flush: Sends what was answered.
+
     Attributes:
         pool: The threads of handlers that are plain functions.
-        running: What such handlers answer just now, the oldest first: each with its
-            handler and its deadline on time.monotonic().
+        tasks: Those that run async handlers, each with the one it is at.
+        running: What is being answered, but for streams, the oldest first: each with
+            its handler and its deadline on time.monotonic().
     """
 
-    def __init__(self, config: LightningServerConfig) -> None:
+    def __init__(
+        self, config: LightningServerConfig, flush: Callable[[], object]
+    ) -> None:
         self.pool = HandlerPool(config.handler_threads)
         self._timeout = config.handler_timeout_secs
         self._limit = config.max_frame_payload_bytes
         self._buffer = config.streaming_channel_buffer
         self._variables = contextvars.copy_context()
+        self._flush = flush
+        # Requests for async handlers, the tasks for them, and what idle ones await.
+        self._waiting: deque[
+            tuple[ServerExchange, Handler, dict[str, Any], HandlerContext | None]
+        ] = deque()
+        self.tasks: dict[asyncio.Task[None], Handler | None] = {}
+        self._idle: list[asyncio.Future[None]] = []
+        self._woken = False
         self.running: dict[ServerExchange, tuple[Handler, float]] = {}
 
     def inline(
@@ -68,7 +84,7 @@ class Answers:
         exchange: ServerExchange,
         handler: Handler,
         data: dict[str, Any],
-        context: HandlerContext,
+        context: HandlerContext | None,
     ) -> None:
         """Answer at once, on the event loop."""
         try:
@@ -84,10 +100,10 @@ class Answers:
         exchange: ServerExchange,
         handler: Handler,
         data: dict[str, Any],
-        context: HandlerContext,
+        context: HandlerContext | None,
     ) -> None:
         """Answer by a plain function, run in this thread; `expire` may be earlier."""
-        self.running[exchange] = handler, context.deadline
+        self.running[exchange] = handler, time.monotonic() + self._timeout
         exchange.on_cancel = partial(self.running.pop, exchange, None)
         try:
             began = time.perf_counter()
@@ -111,11 +127,11 @@ class Answers:
         exchange: ServerExchange,
         handler: Handler,
         data: dict[str, Any],
-        context: HandlerContext,
+        context: HandlerContext | None,
     ) -> None:
         """Answer by a plain function, run in a thread of the pool."""
         job = _Job(self, exchange, handler, data, context)
-        self.running[exchange] = handler, context.deadline
+        self.running[exchange] = handler, time.monotonic() + self._timeout
         exchange.on_cancel = job.drop
         try:
             self.pool.post(job)
@@ -141,32 +157,114 @@ class Answers:
                     drop()
                 fail(exchange, ERROR_TIMEOUT)
 
-    async def unary(
+    def others_run(self) -> bool:
+        """Say if anything is being answered, but by the task that asks."""
+        task = asyncio.current_task()
+        own = task is not None and self.tasks.get(task) is not None
+        return len(self.running) > own
+
+    def in_task(
         self,
         exchange: ServerExchange,
         handler: Handler,
         data: dict[str, Any],
-        context: HandlerContext,
+        context: HandlerContext | None,
     ) -> None:
-        """Answer when the handler has returned, or its time is over."""
+        """Answer by an async handler, run in a task of the loop."""
+        if exchange.cancelled:
+            return
+        self.running[exchange] = handler, time.monotonic() + self._timeout
+        exchange.on_cancel = partial(self.running.pop, exchange, None)
+        self._waiting.append((exchange, handler, data, context))
+        self._wake()
+
+    def _wake(self) -> None:
+        """Have a task look at what waits."""
+        if self._woken:
+            return
+        self._woken = True
+        while self._idle:
+            idle = self._idle.pop()
+            if not idle.done():
+                idle.set_result(None)
+                return
+        task = asyncio.get_running_loop().create_task(
+            self._work(), name="lightning-server handlers", context=self._variables.copy()
+        )
+        self.tasks[task] = None
+        task.add_done_callback(self._on_end)
+
+    def _on_end(self, task: asyncio.Task[None]) -> None:
+        self.tasks.pop(task, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("%s failed", task.get_name(), exc_info=error)
+
+    async def _work(self) -> None:
+        """Run async handlers, one after the other while none of them has to wait."""
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        waiting = self._waiting
+        began = False
         try:
-            async with asyncio.timeout(self._timeout):
-                result = await run(handler, data, context, self.pool)
-        except TimeoutError:
-            log.warning("handler %r timed out", handler.name)
-            fail(exchange, ERROR_TIMEOUT)
+            while True:
+                self._woken = False
+                began = True
+                while waiting:
+                    item = waiting.popleft()
+                    if waiting:
+                        # They are not held up, should this one have to wait.
+                        self._wake()
+                    await self._run_async(task, *item)
+                    if task.cancelling():
+                        return  # By whoever stopped that request, or the server.
+                    if contextvars.copy_context() != self._variables:
+                        # What a handler has set there is not for the next one to see.
+                        return
+                self._flush()
+                began = False
+                idle = asyncio.get_running_loop().create_future()
+                self._idle.append(idle)
+                await idle
+        finally:
+            if not began:
+                self._woken = False
+            if waiting and not self._woken:
+                self._wake()
+
+    async def _run_async(
+        self,
+        task: asyncio.Task[None],
+        exchange: ServerExchange,
+        handler: Handler,
+        data: dict[str, Any],
+        context: HandlerContext | None,
+    ) -> None:
+        if exchange not in self.running:
+            return  # Nobody wants it any more.
+        exchange.on_cancel = task.cancel
+        self.tasks[task] = handler
+        try:
+            result = await run(handler, data, context, self.pool)
+            self._respond(exchange, handler, result)
         except HandlerError as error:
             _log_failure(handler, error)
             fail(exchange, ERROR_PROCESSING)
-        else:
-            self._respond(exchange, handler, result)
+        except asyncio.CancelledError:
+            # The client must not wait for ever, if it still does.
+            fail(exchange, ERROR_PROCESSING)
+            raise
+        except Exception:
+            log.exception("answering by handler %r failed", handler.name)
+            fail(exchange, ERROR_PROCESSING)
+        finally:
+            self.running.pop(exchange, None)
+            self.tasks[task] = None
 
     async def stream(
         self,
         exchange: ServerExchange,
         handler: Handler,
         data: dict[str, Any],
-        context: HandlerContext,
+        context: HandlerContext | None,
         sent: Callable[[int], Awaitable[None] | None],
     ) -> None:
         """Answer chunk by chunk, as fast as the client reads.
@@ -234,7 +332,7 @@ class _Job:
         exchange: ServerExchange,
         handler: Handler,
         data: dict[str, Any],
-        context: HandlerContext,
+        context: HandlerContext | None,
     ) -> None:
         # One attribute, so that the thread sees all of it or None.
         self._work: tuple[Any, ...] | None = (answers, exchange, handler, data, context)

@@ -22,7 +22,6 @@ from lightning.errors import (
     HandshakeError,
     LightningConnectionError,
     LightningError,
-    RequestTimeout,
     SigningError,
 )
 from lightning.fanout import FanOut, orders
@@ -317,10 +316,18 @@ class AsyncLightning:
         """
         axon = QuicAxonInfo.coerce(axon_info)
         timeout = check_timeout(timeout_secs)
-        self._require_endpoint()
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop or self._endpoints is None:
+            self._require_endpoint()
         frame = self._encode(QuicRequest.coerce(request))
         connection = self._connection_to(axon) or await self._route(axon)
-        call = await self._ask(connection, frame, timeout)
+        answer: asyncio.Future[Call] = loop.create_future()
+        call = connection.call(frame, answer, timeout)
+        try:
+            await answer
+        except BaseException:
+            call.cancel()
+            raise
         response = read_answer(call)
         return QuicResponse(
             response.success, response.data, call.seconds * 1e3, response.error
@@ -400,10 +407,15 @@ class AsyncLightning:
 
     def _connection_to(self, axon: QuicAxonInfo) -> Connection | None:
         """Return the live connection on which a miner is logged in, if there is one."""
-        session = self._sessions.get(axon.address)
-        if session is not None and session.serves(axon.hotkey):
-            return session.connection
-        return None
+        # A plain tuple finds it, too, and costs less.
+        session = self._sessions.get((axon.ip, axon.port))  # type: ignore[call-overload]
+        if (
+            session is None
+            or session.connection.closed is not None
+            or axon.hotkey not in session.hotkeys
+        ):
+            return None
+        return session.connection
 
     async def _prepare(
         self, axon: QuicAxonInfo, request: QuicRequest
@@ -719,24 +731,6 @@ class AsyncLightning:
             error.address = str(address)
             raise
 
-    async def _ask(
-        self, connection: Connection, frame: bytes, timeout: float | None
-    ) -> Call:
-        """Send a frame and wait for the end of the call."""
-        call, answer = _send(connection, frame)
-        timer = None
-        try:
-            if timeout is not None:
-                timer = connection.loop.call_later(timeout, _time_out, answer, timeout)
-            await answer
-        except BaseException:
-            call.cancel()
-            raise
-        finally:
-            if timer is not None:
-                timer.cancel()
-        return call
-
     def _adopt(self, address: PeerAddr, connection: Connection) -> _Session:
         """Keep a new connection, in place of the dead one that may be there."""
         session = self._sessions[address] = _Session(connection)
@@ -767,11 +761,6 @@ def _send(connection: Connection, frame: bytes) -> tuple[Call, asyncio.Future[Ca
     """Send a frame; return the call and what is done when it has ended."""
     answer: asyncio.Future[Call] = connection.loop.create_future()
     return connection.call(frame, answer), answer
-
-
-def _time_out(answer: asyncio.Future[Call], timeout: float) -> None:
-    if not answer.done():
-        answer.set_exception(RequestTimeout("query timed out", timeout=timeout))
 
 
 LightningClient = AsyncLightning

@@ -161,7 +161,7 @@ class AsyncLightningServer:
         self._strangers: dict[Connection, asyncio.TimerHandle] = {}
         self._fingerprint = ""
         self._endpoint: ServerEndpoint | None = None
-        self._answers = Answers(settings)
+        self._answers = Answers(settings, self._flush)
         self._tasks: set[asyncio.Task[Any]] = set()
         # Those of the tasks that answer requests.
         self._requests: set[asyncio.Task[Any]] = set()
@@ -320,7 +320,7 @@ class AsyncLightningServer:
         if self._open or self._endpoint is not None:
             raise ConfigError("the server is already started: call stop() first")
         settings = self.config
-        self._answers = Answers(settings)
+        self._answers = Answers(settings, self._flush)
         self._stopped = asyncio.Event()
         self._permits = PermitSet()
         self._permits_known = asyncio.Event()
@@ -453,7 +453,10 @@ class AsyncLightningServer:
             await self._drain(endpoint, timeout_secs)
         finally:
             # Whoever does not want to wait cancels this, and has it stopped all the same.
-            tasks = self._tasks - {asyncio.current_task()}
+            names = {task: task.get_name() for task in self._tasks}
+            for task, handler in self._answers.tasks.items():
+                names[task] = f"lightning-server {handler.name if handler else ''}"
+            tasks = names.keys() - {asyncio.current_task()}
             for task in tasks:
                 task.cancel()
             endpoint.close("server_shutdown")
@@ -468,7 +471,7 @@ class AsyncLightningServer:
         await asyncio.wait(tasks | serving, timeout=CANCEL_TIMEOUT)
         for task in tasks:
             if not task.done():
-                log.warning("%s does not end though cancelled", task.get_name())
+                log.warning("%s does not end though cancelled", names[task])
 
     async def _drain(self, endpoint: ServerEndpoint, timeout: float) -> None:
         """Wait until nothing runs, and what was answered has arrived."""
@@ -478,7 +481,7 @@ class AsyncLightningServer:
             running = self._requests - {asyncio.current_task()}
             if running:
                 await asyncio.wait(running, timeout=left)
-            elif self._answers.running or any(
+            elif self._answers.others_run() or any(
                 c.is_alive and c.has_unsent for c in connections
             ):
                 await asyncio.sleep(min(left, 0.01))
@@ -594,6 +597,10 @@ class AsyncLightningServer:
         """How many requests and logins are being answered."""
         return len(self._requests) + len(self._answers.running)
 
+    def _flush(self) -> None:
+        if self._endpoint is not None:
+            self._endpoint.flush()
+
     def _on_busy(self) -> None:
         if self._threads is not None:
             self._threads.add()
@@ -603,7 +610,7 @@ class AsyncLightningServer:
         connection: Connection,
         exchange: ServerExchange,
         kind: int,
-        payload: bytes,
+        payload: Any,
     ) -> None:
         """Run a request in a thread, or have the loop do what only that can."""
         try:
@@ -625,7 +632,7 @@ class AsyncLightningServer:
         connection: Connection,
         exchange: ServerExchange,
         kind: int,
-        payload: bytes,
+        payload: Any,
     ) -> None:
         if not self._open:
             return  # It ends with the connection, in a moment.
@@ -769,12 +776,13 @@ class AsyncLightningServer:
             log.exception("the handshake observer failed")
 
     def _on_packet(
-        self, connection: Connection, exchange: ServerExchange, payload: bytes
+        self,
+        connection: Connection,
+        exchange: ServerExchange,
+        packet: SynapsePacket | SerializationError,
     ) -> None:
-        try:
-            packet = SynapsePacket.from_payload(payload)
-        except SerializationError as error:
-            log.debug("request from %s refused: %s", connection.address, error)
+        if isinstance(packet, SerializationError):
+            log.debug("request from %s refused: %s", connection.address, packet)
             fail(exchange, ERROR_INVALID_REQUEST)
             return
         handler = self._handlers.find(packet.synapse_type)
@@ -786,26 +794,33 @@ class AsyncLightningServer:
         if handler is None:
             fail(exchange, ERROR_UNKNOWN_SYNAPSE)
             return
-        hotkey = session.hotkey
-        context = HandlerContext(
-            hotkey,
-            connection.address,
-            packet.synapse_type,
-            time.monotonic() + self.config.handler_timeout_secs,
-            session.logins[hotkey].connection_id,
-        )
-        if handler.kind is HandlerKind.INLINE:
-            self._answers.inline(exchange, handler, packet.data, context)
+        context = None
+        if handler.takes_context:
+            hotkey = session.hotkey
+            context = HandlerContext(
+                hotkey,
+                connection.address,
+                packet.synapse_type,
+                time.monotonic() + self.config.handler_timeout_secs,
+                session.logins[hotkey].connection_id,
+            )
+        answers, kind, data = self._answers, handler.kind, packet.data
+        if kind is HandlerKind.INLINE:
+            answers.inline(exchange, handler, data, context)
         elif self._threads is None:
-            if handler.kind is HandlerKind.THREAD:
-                self._answers.in_thread(exchange, handler, packet.data, context)
+            if kind is HandlerKind.ASYNC:
+                answers.in_task(exchange, handler, data, context)
+            elif kind is HandlerKind.THREAD:
+                answers.in_thread(exchange, handler, data, context)
             else:
-                self._begin(connection, exchange, handler, packet.data, context)
-        elif handler.kind is HandlerKind.THREAD:
+                self._begin(connection, exchange, handler, data, context)
+        elif kind is HandlerKind.THREAD:
             self._threads.about_to_run(handler)
-            self._answers.here(exchange, handler, packet.data, context)
+            answers.here(exchange, handler, data, context)
+        elif kind is HandlerKind.ASYNC:
+            self._mail(answers.in_task, exchange, handler, data, context)
         else:
-            self._mail(self._begin, connection, exchange, handler, packet.data, context)
+            self._mail(self._begin, connection, exchange, handler, data, context)
 
     def _begin(
         self,
@@ -813,17 +828,14 @@ class AsyncLightningServer:
         exchange: ServerExchange,
         handler: Handler,
         data: dict[str, Any],
-        context: HandlerContext,
+        context: HandlerContext | None,
     ) -> None:
-        """Answer by a task of the loop."""
+        """Answer chunk by chunk."""
         if exchange.cancelled:
             return
-        if handler.streams:
-            answer = self._answers.stream(
-                exchange, handler, data, context, connection.sent
-            )
-        else:
-            answer = self._answers.unary(exchange, handler, data, context)
+        answer = self._answers.stream(
+            exchange, handler, data, context, connection.sent
+        )
         self._spawn_for(exchange, answer, handler.name, handler)
 
     # Background.

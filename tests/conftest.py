@@ -48,6 +48,7 @@ class Unforeseen(logging.Handler):
         if record.name == "asyncio" or record.msg in (
             "giving up the connection with %s",
             "request from %s failed",
+            "answering by handler %r failed",
             "task %s failed",
             "closing failed",
         ):

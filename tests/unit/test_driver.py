@@ -236,7 +236,7 @@ def test_an_owner_and_the_thread_take_turns():
         if link.connected and time.monotonic() < end and started - len(answers) < 50:
             answers_of = partial(_keep, answers, started)
             body = started.to_bytes(4, "big") * dice.choice((1, 300, 30_000))
-            link.exchanges.start(frame(3, body), answers_of, lambda *error: 1 // 0)
+            link.exchanges.start(frame(2, body), answers_of, lambda *error: 1 // 0)
             started += 1
         for driver in (client, server):
             if dice.random() < 0.5:

@@ -80,7 +80,7 @@ async def ask(connection: Connection, payload: bytes = b"q") -> bytes:
     """Send one request and wait for the payload of its answer."""
     answer = asyncio.get_running_loop().create_future()
     connection.exchanges.start(
-        frame(3, payload),
+        frame(2, payload),
         lambda exchange, kind, data: (exchange.complete(), answer.set_result(data)),
         lambda exchange, error: answer.set_exception(error),
     )
@@ -325,7 +325,7 @@ async def test_paused_streams_hold_up_the_sender(endpoints):
     connection = await dial(server)
     received = []
     exchange = connection.exchanges.start(
-        frame(3), lambda e, k, p: received.append(p), lambda e, x: None
+        frame(2), lambda e, k, p: received.append(p), lambda e, x: None
     )
     exchange.pause()
     await until_async(lambda: server.requests)
@@ -357,7 +357,7 @@ async def test_who_waits_for_room_is_woken_by_the_end(end, endpoints, unforeseen
     server.answers = False
     connection = await dial(server)
     exchange = connection.exchanges.start(
-        frame(3), lambda e, k, p: None, lambda e, x: None
+        frame(2), lambda e, k, p: None, lambda e, x: None
     )
     exchange.pause()
     await until_async(lambda: server.requests)
@@ -402,10 +402,10 @@ async def test_a_peer_may_change_its_connection_ids(endpoints):
     server = await serve()
     async with raw_client(server.endpoint.local_addr.port) as raw:
         for _ in range(5):
-            assert (await raw.ask(frame(3, b"q"))).data == frame(4, b"q")
+            assert (await raw.ask(frame(2, b"q"))).data == frame(4, b"q")
             raw._quic.change_connection_id()
             raw.transmit()
-        assert (await raw.ask(frame(3, b"q"))).data == frame(4, b"q")
+        assert (await raw.ask(frame(2, b"q"))).data == frame(4, b"q")
     await until_async(lambda: not server.endpoint.connections)
 
 
@@ -570,7 +570,7 @@ async def test_a_failure_inside_ends_that_connection_only(endpoints, unforeseen)
     broken.on_closed = lost.append
     failed = asyncio.get_running_loop().create_future()
     broken.exchanges.start(
-        frame(3), lambda e, k, p: 1 // 0, lambda e, error: failed.set_result(error)
+        frame(2), lambda e, k, p: 1 // 0, lambda e, error: failed.set_result(error)
     )
     async with asyncio.timeout(10):
         error = await failed

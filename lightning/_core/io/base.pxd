@@ -21,6 +21,7 @@ cdef class DriverBase:
     cdef unsigned long owner  # the thread that made it
     # Threads inside of the pump or about to be; `Driver.close` waits for them.
     cdef Py_ssize_t users
+    cdef bint answered  # futures have been given results
 
     cdef int check_open(self) except -1
     cdef int mark(self) except -1

@@ -26,6 +26,7 @@ cdef enum Outcome:
     CALL_NO_MEMORY = 7
     CALL_LOST = 8  # with its connection
     CALL_CANCELLED = 9
+    CALL_TIMED_OUT = 10
 
 
 # A frame under construction: header, then payload.
@@ -83,6 +84,7 @@ cdef struct Call:
     uint64_t code
     int64_t began  # in microseconds
     int64_t ended
+    int64_t until  # when it has taken too long; 0 is never
     Frame answer
 
 
@@ -117,6 +119,9 @@ cdef struct Desk:
     Call* ended_first  # for `desk_next_ended`
     Call* ended_last
     Waiter* roused  # for `desk_take_roused`
+    uint32_t calls  # under way
+    # No call is due before; INT64_MAX if none ever is.
+    int64_t until
     # Complete requests, oldest first, under a mutex of their own, that is held for a
     # few instructions: whoever has the GIL may take it.
     pthread_mutex_t mutex
@@ -137,9 +142,9 @@ cdef void desk_close(Line* line) noexcept nogil
 # How many calls, and requests that are not complete.
 cdef uint32_t desk_count(const Line* line) noexcept nogil
 
-# Start a call: `line`, `request`, `request_size`, `owner`, `user`, `wakes` and `group`
-# are set, the rest is zero. OK, or a status of the connection's verbs: then nothing
-# was begun.
+# Start a call: `line`, `request`, `request_size`, `owner`, `user`, `wakes`, `group` and
+# `until` are set, the rest is zero. OK, or a status of the connection's verbs: then
+# nothing was begun.
 cdef int desk_call(Call* call, int64_t now) noexcept nogil
 # End a call that nobody waits for any more; fine if it has ended.
 cdef void desk_cancel(Call* call, int64_t now) noexcept nogil
@@ -155,6 +160,8 @@ cdef uint32_t waiter_clear(Waiter* w, uint32_t bits) noexcept nogil
 
 # See what happened on the streams.
 cdef void desk_sift(Desk* d, int64_t now) noexcept nogil
+# End the calls that have taken too long.
+cdef void desk_time_out(Desk* d, int64_t now) noexcept nogil
 # Give up on requests that began earlier and are not complete; returns their number.
 cdef uint32_t desk_expire(Desk* d, int64_t before, int64_t now) noexcept nogil
 # Answer a request whose stream is known, or a part of the answer. OK, or as

@@ -134,6 +134,7 @@ cdef int frame_feed(
 cdef void desk_init(Desk* d, EndpointCore* core) noexcept nogil:
     memset(d, 0, sizeof(Desk))
     d.core = core
+    d.until = INT64_MAX
     pthread_mutex_init(&d.mutex, NULL)
 
 
@@ -239,8 +240,12 @@ cdef int desk_call(Call* call, int64_t now) noexcept nogil:
     if status == STREAMS_LIMIT:
         hold_last(call)
         status = OK
-    elif status != OK:
+    if status != OK:
         call.line = NULL
+    else:
+        line.desk.calls += 1
+        if call.until:
+            line.desk.until = min(line.desk.until, call.until)
     endpoint_touch(line.desk.core, line.c, now)
     return status
 
@@ -337,6 +342,7 @@ cdef void settle(Call* call, int outcome, uint64_t code) noexcept nogil:
     call.outcome = outcome
     call.code = code
     call.ended = d.core.now
+    d.calls -= 1
     call.line = NULL
     call.after = NULL
     if call.group is not NULL:
@@ -429,9 +435,38 @@ cdef void desk_cancel(Call* call, int64_t now) noexcept nogil:
         connection_reset(c, call.stream.id, 0)
         detach(call)
     unlist(call)
+    line.desk.calls -= 1
     call.line = NULL
     call.outcome = CALL_CANCELLED
     endpoint_touch(line.desk.core, c, now)
+
+
+cdef void desk_time_out(Desk* d, int64_t now) noexcept nogil:
+    cdef Line* line = d.lines
+    if d.until > now:
+        return
+    d.until = INT64_MAX
+    while line is not NULL:
+        if line.calls is not NULL or line.held_first is not NULL:
+            time_out(d, line.calls, now)
+            time_out(d, line.held_first, now)
+            endpoint_touch(d.core, line.c, now)
+        line = line.after
+
+
+cdef void time_out(Desk* d, Call* call, int64_t now) noexcept nogil:
+    cdef Call* after
+    while call is not NULL:
+        after = call.after
+        if call.until and call.until <= now:
+            if call.stream is not NULL:
+                connection_reset(call.line.c, call.stream.id, 0)
+                detach(call)
+            unlist(call)
+            settle(call, CALL_TIMED_OUT, 0)
+        elif call.until:
+            d.until = min(d.until, call.until)
+        call = after
 
 
 cdef Call* desk_next_ended(Desk* d) noexcept nogil:

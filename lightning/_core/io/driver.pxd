@@ -1,7 +1,7 @@
 """Between the engine of one socket and Python: steps, completions, verbs."""
 
 from libc.stddef cimport size_t
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from lightning._core.io.base cimport DriverBase
 from lightning._core.io.desk cimport Request
@@ -29,6 +29,7 @@ cdef class Driver(DriverBase):
     cdef readonly bint has_thread
     # Called when a request is complete and no thread of `serve` is free.
     cdef object on_busy
+    cdef uint64_t begun  # requests since the last flush
 
     cdef int shut(self) except -1
     cdef void start(self) noexcept

@@ -22,7 +22,7 @@ from lightning._core.io.desk cimport (
 from lightning._core.io.links cimport Link, ServerExchange, finish_calls
 from lightning._core.io.pump cimport (
     WAIT_INTERRUPTED, pump_acknowledge, pump_attend, pump_clock, pump_close,
-    pump_deadline, pump_dismiss, pump_flush, pump_open, pump_pass, pump_start,
+    pump_deadline, pump_dismiss, pump_flush, pump_linger, pump_open, pump_pass, pump_start,
     pump_stats, pump_wait
 )
 from lightning._core.io.udp cimport UDP_NO_GSO, UdpSocket
@@ -44,6 +44,10 @@ from lightning._core.quic.streamtable cimport (
     EVENT_OPENABLE, EVENT_OPENED, EVENT_READABLE, EVENT_RESET, EVENT_STOPPED,
     EVENT_WRITABLE, Stream
 )
+from lightning._core.wire.framing cimport SYNAPSE_PACKET
+from lightning._core.wire.messages cimport decode_raw
+
+from lightning.errors import DecodeError
 
 cdef extern from "unistd.h" nogil:
     int usleep(unsigned int micros)
@@ -178,16 +182,34 @@ cdef class Driver(DriverBase):
             pump_attend(&self.pump)
         self.deliver()
 
-    def flush(self):
-        """Send what waits."""
+    def flush(self, bint linger=False):
+        """Send what waits.
+
+        Args:
+            linger: Whether the owner may then look at the socket for a moment, where
+                the next datagram is all that it waits for and mostly comes soon.
+        """
         cdef bint has_work
+        cdef bint came = False
         self.is_unsent = False
         if not self.is_open:
             return
+        if linger:
+            # One caller, or one that is answered: others are not to be held up.
+            linger = self.desk.calls == 1 or (
+                self.begun == 1 and self.accept is not None
+            )
+            self.begun = 0
         with nogil:
             has_work = pump_flush(&self.pump)
+            if linger and not has_work and pump_linger(&self.pump):
+                came = True
+                pump_attend(&self.pump)
         if not self.has_tried:
             self.start()
+        if came:
+            self.deliver()
+            return
         # What the system would not send may have ended a dial.
         if has_work:
             self.deliver()
@@ -195,6 +217,12 @@ cdef class Driver(DriverBase):
             self.endpoint.drain_releases()
             if self.endpoint.qlog is not None:
                 self.endpoint.drain_trace()
+
+    def took_answers(self):
+        """Say if futures were given results since this was last asked."""
+        cdef bint answered = self.answered
+        self.answered = False
+        return answered
 
     def deadline(self):
         """Return when to attend next, in seconds of time.monotonic(); None is never."""
@@ -225,7 +253,8 @@ cdef class Driver(DriverBase):
         calls `yield_lead`.
 
         Args:
-            handle: Called with ``(link, exchange, type, payload)``; must not raise.
+            handle: Called with ``(link, exchange, type, payload)``, see `Link`; must
+                not raise.
         """
         cdef Waiter waiter
         cdef Request* r
@@ -378,13 +407,20 @@ cdef class Driver(DriverBase):
         cdef Link link = self.links.get(r.number)
         cdef ServerExchange exchange = None
         cdef int kind = r.frame.header[0]
-        cdef bytes payload = None
+        cdef object payload = None
+        self.begun += 1
         try:
             if link is None:
                 return 0
-            payload = PyBytes_FromStringAndSize(
-                <const char*> r.frame.data, r.frame.length
-            )
+            if kind == SYNAPSE_PACKET:
+                try:
+                    payload = decode_raw(kind, r.frame.data, r.frame.length)
+                except DecodeError as error:
+                    payload = error
+            else:
+                payload = PyBytes_FromStringAndSize(
+                    <const char*> r.frame.data, r.frame.length
+                )
             exchange = ServerExchange.__new__(ServerExchange)
             exchange.link = link
             exchange.stream_id = r.stream_id
@@ -527,6 +563,7 @@ cdef class Driver(DriverBase):
             "send_buffer": udp.send_buffer,
             "attended": attended,
             "stand_ins": stand_ins,
+            "lingered": self.pump.lingered,
         }
 
 

@@ -37,6 +37,7 @@ cdef class Call:
     cdef Link link
     cdef bytes frame
     cdef readonly object future
+    cdef double timeout
 
     cdef int stop(self) except -1
     cdef int check(self) except -1

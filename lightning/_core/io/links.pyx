@@ -13,7 +13,7 @@ from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 
 from lightning._core.io.desk cimport (
     CALL_ANSWERED, CALL_BAD_TYPE, CALL_CANCELLED, CALL_ENDED_EARLY, CALL_NO_MEMORY,
-    CALL_REFUSED, CALL_RESET, CALL_TOO_LARGE, WAITER_DONE, Waiter, desk_call,
+    CALL_REFUSED, CALL_RESET, CALL_TIMED_OUT, CALL_TOO_LARGE, WAITER_DONE, Waiter, desk_call,
     desk_cancel, desk_close, desk_count, desk_next_ended, desk_open, desk_respond,
     desk_sift, desk_take_roused, frame_free, waiter_sleep
 )
@@ -94,6 +94,7 @@ cdef int finish_calls(DriverBase driver) except -1:
             Py_DECREF(call)  # The desk's.
             if not call.future.done():
                 call.future.set_result(call)
+                driver.answered = True
     return 0
 
 
@@ -108,7 +109,8 @@ cdef class Link:
     Args:
         max_payload: Largest frame payload accepted, in bytes.
         on_request: For a server's connection: called with ``(exchange, type,
-            payload)`` when a request is complete, unless threads serve.
+            payload)`` when a request is complete, unless threads serve. The payload of
+            a SynapsePacket is that message, or the DecodeError that it led to.
     """
 
     def __init__(self, Py_ssize_t max_payload, on_request=None):
@@ -177,13 +179,14 @@ cdef class Link:
             endpoint_unlock(&self.driver.endpoint.core)
         return count + len(self.answering) + len(self.exchanges)
 
-    def call(self, bytes frame not None, future):
+    def call(self, bytes frame not None, future, timeout=None):
         """Send a request, for the owner's thread.
 
         Args:
             frame: The whole frame, header included.
             future: Has the `Call` as its result when it has ended, well or not; it
                 needs ``done()`` and ``set_result()``.
+            timeout: Seconds; None lets it take as long as the connection lives.
 
         Returns:
             The call. Whoever does not wait for its end owes it `Call.cancel`.
@@ -194,6 +197,9 @@ cdef class Link:
         cdef Call call = Call.__new__(Call)
         call.frame = frame
         call.future = future
+        if timeout is not None:
+            call.timeout = timeout
+            call.record.until = pump_clock() + <int64_t> (call.timeout * 1e6) + 1
         self.start(call, False)
         self.driver.mark()
         return call
@@ -503,6 +509,8 @@ cdef class Call:
             raise UnknownMessageType(r.answer.header[0])
         if r.outcome == CALL_TOO_LARGE:
             raise FrameTooLarge(r.answer.length, self.link.limit)
+        if r.outcome == CALL_TIMED_OUT:
+            raise RequestTimeout("query timed out", timeout=self.timeout)
         if r.outcome == CALL_NO_MEMORY:
             raise MemoryError
         raise self.link.lost()

@@ -34,7 +34,7 @@ cdef enum PumpLimits:
     DATAGRAMS = 256  # that one step receives, or a batch more, before it sends
     # Microseconds for which a lone waiter looks at the socket again and again, where
     # what it waits for mostly came so soon; to be woken takes as long as the answer.
-    SPIN = 60
+    SPIN = 150
     SPIN_AFTER = 4  # waits in a row that were as short
     SLICES = 40  # of PATIENCE, after which the thread lets a leader be
 
@@ -72,6 +72,8 @@ cdef struct Pump:
     uint32_t dozing  # the thread sleeps until the leader leaves
     uint32_t quick  # waits in a row that were short
     uint32_t waiting  # length of the list
+    uint64_t lingered  # lingers in which something came
+    int64_t flushed_at  # the owner's: when it sent with nothing else to do
     int64_t wake_at  # when the thread means to wake up
     uint32_t stopping
     uint32_t notified  # notify_fd has been written to and not been read since
@@ -94,6 +96,9 @@ cdef void pump_close(Pump* p, bint join) noexcept nogil
 
 # Receive, run timers and send, as the owner.
 cdef void pump_attend(Pump* p) noexcept nogil
+# After a flush of an owner that only waits for one answer, or one question: look at the
+# socket for a moment, if what comes mostly comes so soon. Says if something has.
+cdef bint pump_linger(Pump* p) noexcept nogil
 # Send what is due; says if there are events or work for TLS.
 cdef bint pump_flush(Pump* p) noexcept nogil
 # When to attend next; INT64_MAX is never.

@@ -7,7 +7,7 @@ from libc.string cimport memset
 
 from lightning._core.io.desk cimport (
     WAITER_DONE, WAITER_LEADS, Desk, Waiter, desk_rouse, desk_sift,
-    desk_take_roused, waiter_sleep, waiter_wake
+    desk_take_roused, desk_time_out, waiter_sleep, waiter_wake
 )
 from lightning._core.io.udp cimport (
     udp_adopt, udp_close, udp_commit, udp_flush, udp_inbox_free, udp_inbox_init,
@@ -320,7 +320,7 @@ cdef bint has_work(Pump* p) noexcept nogil:
 cdef int64_t pump_deadline(Pump* p) noexcept nogil:
     cdef int64_t deadline
     endpoint_lock(p.core)
-    deadline = endpoint_next_deadline(p.core)
+    deadline = min(endpoint_next_deadline(p.core), p.desk.until)
     endpoint_unlock(p.core)
     if load32(&p.blocked):
         deadline = min(deadline, pump_clock() + RETRY_AFTER)
@@ -333,16 +333,40 @@ cdef void step(Pump* p, bint leads) noexcept nogil:
     endpoint_lock(p.core)
     if endpoint_next_deadline(p.core) <= now:
         endpoint_timeout(p.core, now)
+    desk_time_out(p.desk, now)
     endpoint_unlock(p.core)
     transmit(p, now)
 
 
 cdef void pump_attend(Pump* p) noexcept nogil:
+    cdef int64_t now
     # Without an owner at the socket, this is no sign that the thread may rest.
     if p.is_owned:
         add(&p.attended, 1)
+    if p.flushed_at:
+        now = pump_clock()
+        store32(&p.quick, p.quick + 1 if now - p.flushed_at < SPIN else 0)
+        p.flushed_at = 0
     step(p, False)
     rouse(p)
+
+
+cdef bint pump_linger(Pump* p) noexcept nogil:
+    cdef int64_t began = pump_clock()
+    cdef pollfd fd
+    p.flushed_at = began
+    if load32(&p.quick) < SPIN_AFTER:
+        return False
+    fd.fd = p.socket.fd
+    fd.events = POLLIN
+    fd.revents = 0
+    while pump_clock() - began < SPIN:
+        if pump_poll(&fd, 1, 0, p.socket.plain) != 0:
+            add(&p.lingered, 1)
+            return True
+        sched_yield()
+    store32(&p.quick, 0)
+    return False
 
 
 cdef bint pump_flush(Pump* p) noexcept nogil:

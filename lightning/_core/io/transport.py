@@ -375,12 +375,21 @@ class Endpoint:
     def _on_readable(self) -> None:
         if self._driver is not None:
             self._driver.attend()
-            self._set_timer()
+            self._stepped()
 
     def _on_notified(self) -> None:
         if self._driver is not None:
             self._driver.notified()
-            self._set_timer()
+            self._stepped()
+
+    def _stepped(self) -> None:
+        # A callback may have closed it.
+        if self._driver is None:
+            return
+        if self._driver.took_answers():
+            # Whoever awaited them runs next, and what they ask leaves in the same turn.
+            self._flush_soon()
+        self._set_timer()
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -393,14 +402,17 @@ class Endpoint:
 
     def _flush(self) -> None:
         self._flush_handle = None
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what waits, now."""
         if self._driver is not None:
-            self._driver.flush()
-            self._set_timer()
+            self._driver.flush(not self._threads)
+            self._stepped()
 
     def _set_timer(self) -> None:
         if self._threads:
             return
-        # A callback may have closed it.
         at = None if self._driver is None else self._driver.deadline()
         if at is None:
             return  # A timer that is set finds nothing to do.
