@@ -219,8 +219,12 @@ class Answers:
                     if contextvars.copy_context() != self._variables:
                         # What a handler has set there is not for the next one to see.
                         return
+                # While this lingers, more may come.
+                self._woken = True
                 self._flush()
-                began = False
+                if waiting:
+                    continue
+                self._woken = began = False
                 idle = asyncio.get_running_loop().create_future()
                 self._idle.append(idle)
                 await idle

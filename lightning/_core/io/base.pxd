@@ -22,6 +22,7 @@ cdef class DriverBase:
     # Threads inside of the pump or about to be; `Driver.close` waits for them.
     cdef Py_ssize_t users
     cdef bint answered  # futures have been given results
+    cdef Py_ssize_t owed  # requests that are not answered yet
 
     cdef int check_open(self) except -1
     cdef int mark(self) except -1

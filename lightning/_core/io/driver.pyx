@@ -195,10 +195,8 @@ cdef class Driver(DriverBase):
         if not self.is_open:
             return
         if linger:
-            # One caller, or one that is answered: others are not to be held up.
-            linger = self.desk.calls == 1 or (
-                self.begun == 1 and self.accept is not None
-            )
+            # One caller, or one that was answered: others are not to be held up.
+            linger = self.owed == 0 and self.desk.calls + self.begun == 1
             self.begun = 0
         with nogil:
             has_work = pump_flush(&self.pump)
@@ -426,6 +424,7 @@ cdef class Driver(DriverBase):
             exchange.stream_id = r.stream_id
             exchange.started_at = r.began / 1e6
             link.answering[r.stream_id] = exchange
+            self.owed += 1
         finally:
             request_free(r)
         try:

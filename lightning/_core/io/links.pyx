@@ -635,10 +635,13 @@ cdef class ServerExchange:
         return True
 
     def end(self):
-        """Take note that nothing more is sent."""
+        """Take note that nothing more is sent; fine if that is known."""
+        if self.ended:
+            return
         self.ended = True
         self.on_cancel = None
         self.link.answering.pop(self.stream_id, None)
+        self.link.driver.owed -= 1
 
     cdef int cancel(self) except -1:
         on_cancel = self.on_cancel
