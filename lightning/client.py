@@ -682,7 +682,9 @@ class AsyncLightning:
         endpoints = self._require_endpoint()
         endpoint = endpoints.get(family)
         if endpoint is None:
-            endpoint = ClientEndpoint(self._transport, threads=self._threads)
+            endpoint = ClientEndpoint(
+                self._transport, self.wallet_hotkey, threads=self._threads
+            )
             await endpoint.open(family)
             if endpoints.setdefault(family, endpoint) is not endpoint:
                 # Another dial was faster.

@@ -6,6 +6,7 @@ import logging
 import socket
 import threading
 import time
+from collections import OrderedDict
 
 import pytest
 
@@ -19,6 +20,7 @@ from lightning import (
     QuicResponse,
 )
 from lightning import client as client_module
+from lightning._core.io import transport
 from lightning.client import first_success
 from lightning.errors import (
     ConfigError,
@@ -823,6 +825,34 @@ async def test_a_quick_login_leaves_with_what_completes_the_handshake(
     # Two Initials, for the server asks for a proof of our address, and what completes
     # the handshake; a slow machine may acknowledge once more.
     assert client._endpoints[socket.AF_INET].stats()["sent"] <= 4
+
+
+async def test_a_hotkeys_next_client_is_asked_for_no_proof_of_its_address(
+    start_server, make_client, axon_of, monkeypatch
+):
+    """What the server gave is used once, by nobody else, and kept for some only."""
+    monkeypatch.setattr(transport, "_tokens", OrderedDict())
+    servers = [await start_server() for _ in range(2)]
+
+    async def retries(server, signer=VALIDATOR, *, close=True) -> int:
+        client = make_client(signer)
+        await client.initialize_connections([axon_of(server)])
+        assert len(await client.authenticated_hotkeys()) == 1
+        if close:
+            await client.close()
+        return server._endpoint.stats()["retries_sent"]
+
+    assert await retries(servers[0]) == 1
+    assert await retries(servers[0]) == 1
+    assert await retries(servers[0], signer(7)) == 2
+    assert await retries(servers[0], close=False) == 2
+    assert await retries(servers[0]) == 3
+    monkeypatch.setattr(transport, "TOKENS_KEPT", 1)
+    assert await retries(servers[1]) == 1
+    assert list(transport._tokens) == [
+        (VALIDATOR_HOTKEY, tuple(axon_of(servers[1]).address))
+    ]
+    assert await retries(servers[0]) == 4
 
 
 async def test_of_several_connections_none_logs_in_before_it_is_chosen(

@@ -11,6 +11,7 @@ import ipaddress
 import logging
 import socket
 import warnings
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -81,6 +82,7 @@ class Connection(Link):
 
     Attributes:
         exchanges: The exchanges on it.
+        dialled: Where a client's was asked to go.
         begun: What `on_established` leaves here for whoever dialled.
         on_established: Called with the connection when its handshake is complete.
         on_closed: Called once with the connection when it is gone.
@@ -103,6 +105,7 @@ class Connection(Link):
         self._reason = ""
         self.on_established: Callable[[Connection], object] | None = None
         self.begun: Any = None
+        self.dialled: tuple[Any, ...] = ()
         self.closed: Callable[[], ConnectionClosed] | None = None
         self.on_closed: Callable[[Connection], object] | None = None
 
@@ -437,10 +440,26 @@ def _engine_config(config: TransportConfig, **changes: Any) -> EngineConfig:
     )
 
 
-class ClientEndpoint(Endpoint):
-    """A client's socket; one serves any number of servers of one address family."""
+# What servers gave for the next connection of the same hotkey, by hotkey and address:
+# each is used once (RFC 9000 section 8.1.3), and saves the round trip of a Retry. A
+# client's endpoint keeps them while it is open, this is for the next one.
+_tokens: OrderedDict[tuple[str, tuple[Any, ...]], bytes] = OrderedDict()
+TOKENS_KEPT = 1024
 
-    def __init__(self, config: TransportConfig, *, threads: bool = False) -> None:
+
+class ClientEndpoint(Endpoint):
+    """A client's socket; one serves any number of servers of one address family.
+
+    Args:
+        config: The transport's settings.
+        hotkey: Whose connections they are: what servers give to tell them again is
+            kept for the same one only.
+        threads: As for `Endpoint`.
+    """
+
+    def __init__(
+        self, config: TransportConfig, hotkey: str = "", *, threads: bool = False
+    ) -> None:
         engine = _engine_config(
             config,
             # Whoever dials has a timeout of its own; this is for the forgotten.
@@ -448,6 +467,17 @@ class ClientEndpoint(Endpoint):
             max_streams=0,
         )
         super().__init__(config, Engine(engine, is_client=True), threads=threads)
+        self._hotkey = hotkey
+
+    def close(self, reason: str) -> None:
+        """Do as `Endpoint.close`."""
+        connections = [] if self._driver is None else self._driver.links_alive
+        for connection in cast("list[Connection]", connections):
+            if token := connection._engine.token:
+                _tokens[self._hotkey, connection.dialled] = token
+        while len(_tokens) > TOKENS_KEPT:
+            _tokens.popitem(last=False)
+        super().close(reason)
 
     async def connect(
         self,
@@ -468,7 +498,9 @@ class ClientEndpoint(Endpoint):
             raise LightningConnectionError("the endpoint is closed")
         connection = Connection(self, None)
         connection.on_established = on_established
-        self._driver.connect(address, connection)
+        connection.dialled = address
+        token = _tokens.pop((self._hotkey, address), b"")
+        self._driver.connect(address, connection, token)
         try:
             await connection.establish()
         except asyncio.CancelledError:
