@@ -13,6 +13,7 @@ from lightning._core.io.udp import Udp
 from tests.support.waiting import until
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
+UDP_GRO = 104
 HOSTS = {V4: "127.0.0.1", V6: "::1"}
 
 
@@ -242,12 +243,17 @@ def test_a_run_of_datagrams_longer_than_ours_is_dropped():
 @pytest.mark.parametrize("error", [errno.EIO, errno.EINVAL])
 def test_a_system_that_fails_to_keep_runs_is_not_asked_again(error):
     here, _ = udp()
-    there, target = udp()
+    sock, target = bound()
+    copy = socket.socket(fileno=os.dup(sock.fileno()))
+    there = Udp(sock.detach())
     if not there.stats()["gro"]:
         pytest.skip("this kernel keeps no runs")
+    assert copy.getsockopt(socket.IPPROTO_UDP, UDP_GRO) == 1
     there.fail_receive(error)
     with pytest.raises(OSError, match="bounced"):
         there.receive()
+    assert copy.getsockopt(socket.IPPROTO_UDP, UDP_GRO) == 0
+    copy.close()
     assert (there.stats()["gro"], there.stats()["gro_failed"]) == (False, True)
     data = os.urandom(60_000)
     here.send(data, target, segment=1200)
