@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import copy
 import logging
+import os
 import secrets
 import socket
 import time
@@ -13,6 +14,7 @@ from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from lightning._core.io.base import FORKED
 from lightning._core.io.transport import ClientEndpoint, Connection, TransportConfig
 from lightning._core.wire.exchange import read_answer, read_login_answer
 from lightning._core.wire.messages import encode_synapse_packet
@@ -105,6 +107,7 @@ class AsyncLightning:
             max_frame_payload=self.config.max_frame_payload_bytes,
         )
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0
         # By address family; None until the endpoint is created.
         self._endpoints: dict[int, ClientEndpoint] | None = None
         self._sessions: dict[PeerAddr, _Session] = {}
@@ -261,6 +264,8 @@ class AsyncLightning:
 
     async def close_all_connections(self) -> None:
         """Close every connection and forget every miner; later queries dial again."""
+        if self._is_inherited():
+            return  # They are the parent's.
         self._require_loop()
         attempts = list(self._attempts.values())
         for attempt in attempts:
@@ -274,7 +279,7 @@ class AsyncLightning:
     async def close(self) -> None:
         """Close everything, the sockets too. The object may be used again after."""
         await self.close_all_connections()
-        if self._endpoints is None:
+        if self._endpoints is None or self._is_inherited():
             return
         endpoints, self._endpoints = self._endpoints, {}
         for endpoint in endpoints.values():
@@ -444,6 +449,8 @@ class AsyncLightning:
 
     def _require_loop(self) -> None:
         loop = asyncio.get_running_loop()
+        if self._is_inherited():
+            raise RuntimeError(FORKED)
         if self._loop is loop:
             return
         if self._loop is not None:
@@ -457,6 +464,15 @@ class AsyncLightning:
             self._attempts.clear()
             self._endpoints = {}
         self._loop = loop
+        self._pid = os.getpid()
+
+    def _is_inherited(self) -> bool:
+        """Whether it was in use before a fork, by the parent of this process."""
+        return (
+            self._loop is not None
+            and not self._loop.is_closed()
+            and os.getpid() != self._pid
+        )
 
     def _require_signer(self) -> Signer:
         if self._signer is None:

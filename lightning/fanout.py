@@ -7,12 +7,14 @@ each; only those that must be reached first need one.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self, cast
 
+from lightning._core.io.base import FORKED
 from lightning._core.io.gathering import Gathering
 from lightning._core.io.links import Call
 from lightning._core.wire.exchange import read_answer
@@ -136,13 +138,14 @@ class FanOut:
         self._timers: list[asyncio.TimerHandle] = []
         self._loop = loop = asyncio.get_running_loop()
         self._outcomes = _Outcomes(len(wanted))
+        self._pid = os.getpid()
         self._position = 0
         self._closed = False
         self._waiters: list[asyncio.Future[None]] = []
         self._tell = tell
         # Nothing that the loop or the driver has keeps this object alive.
         self._me = weakref.ref(self)
-        self._request_timeout = timeout
+        self._timeout = timeout
         # Of those that are not asked yet.
         self._frames: dict[int, bytes] = {}
         for index, (axon, frame) in enumerate(wanted):
@@ -154,9 +157,10 @@ class FanOut:
                 self._frames[index] = frame
             else:
                 self._ask(index, connection, frame)
-        self._limit(timeout, list(self._calls))
-        if self._outcomes.left:
-            self._limit(deadline, None)
+        if deadline is not None and self._outcomes.left:
+            self._timers.append(
+                loop.call_later(deadline, _time_out, self._me, deadline)
+            )
 
     def __repr__(self) -> str:
         return (
@@ -231,6 +235,8 @@ class FanOut:
         return [*self._calls.values(), *self._tasks.values(), *self._timers]
 
     async def _wait(self) -> None:
+        if os.getpid() != self._pid:
+            raise RuntimeError(FORKED)
         waiter = self._loop.create_future()
         self._waiters.append(waiter)
         try:
@@ -243,20 +249,13 @@ class FanOut:
         """Go on with a miner that has been dialled."""
         if self._tasks.pop(index, None) is not None:
             self._ask(index, connection, self._frames.pop(index))
-            self._limit(self._request_timeout, [index])
 
     def _ask(self, index: int, connection: Connection, frame: bytes) -> None:
         try:
-            self._calls[index] = connection.call(frame, _Done(self._me, index))
+            done = _Done(self._me, index)
+            self._calls[index] = connection.call(frame, done, self._timeout)
         except Exception as error:
             self._add(index, error)
-
-    def _limit(self, seconds: float | None, indices: list[int] | None) -> None:
-        """Give some miners so long; None for all."""
-        if seconds is not None and indices != []:
-            self._timers.append(
-                self._loop.call_later(seconds, _time_out, self._me, seconds, indices)
-            )
 
     def _add(self, index: int, value: Exception | Call) -> None:
         """Keep what has become of a miner."""
@@ -268,14 +267,10 @@ class FanOut:
             self._stop()
         self._announce()
 
-    def _time_out(self, seconds: float, indices: list[int] | None) -> None:
-        """Give up on those of some miners that have not answered; None for all."""
-        missing = self._outcomes.missing()
-        late = (
-            missing if indices is None else sorted(set(missing).intersection(indices))
-        )
-        dropped: list[Any] = [self._calls.get(i) or self._tasks.get(i) for i in late]
-        for index in late:
+    def _time_out(self, seconds: float) -> None:
+        """Give up on what has not come."""
+        dropped = self._under_way()
+        for index in self._outcomes.missing():
             self._add(index, RequestTimeout("query timed out", timeout=seconds))
         _drop(dropped)
 
@@ -316,12 +311,10 @@ class _Done:
             fan._add(self._index, error)
 
 
-def _time_out(
-    fan: weakref.ref[FanOut], seconds: float, indices: list[int] | None
-) -> None:
+def _time_out(fan: weakref.ref[FanOut], seconds: float) -> None:
     late = fan()
     if late is not None:
-        late._time_out(seconds, indices)
+        late._time_out(seconds)
 
 
 def _drop(under_way: Iterable[Any]) -> None:

@@ -10,6 +10,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from lightning._core.io.base import FORKED
 from lightning._core.io.transport import (
     Connection,
     Identity,
@@ -317,6 +318,7 @@ class AsyncLightningServer:
         Raises:
             ConfigError: It runs already, or the address cannot be bound.
         """
+        self._check_process()
         if self._open or self._endpoint is not None:
             raise ConfigError("the server is already started: call stop() first")
         settings = self.config
@@ -413,6 +415,7 @@ class AsyncLightningServer:
             ConfigError: It is not started, or a permit or the allowlist is asked for
                 without a resolver.
         """
+        self._check_process()
         stopped = self._stopped
         if self._endpoint is None:
             raise ConfigError("server not started: call start() first")
@@ -445,7 +448,7 @@ class AsyncLightningServer:
             timeout_secs: Longest wait for handlers and for their answers to arrive.
         """
         endpoint, stopped, pool = self._endpoint, self._stopped, self._answers.pool
-        if endpoint is None or not self._open:
+        if endpoint is None or not self._open or endpoint.is_inherited:
             return
         self._open = False
         self._admit()
@@ -472,6 +475,10 @@ class AsyncLightningServer:
         for task in tasks:
             if not task.done():
                 log.warning("%s does not end though cancelled", names[task])
+
+    def _check_process(self) -> None:
+        if self._endpoint is not None and self._endpoint.is_inherited:
+            raise RuntimeError(FORKED)
 
     async def _drain(self, endpoint: ServerEndpoint, timeout: float) -> None:
         """Wait until nothing runs, and what was answered has arrived."""

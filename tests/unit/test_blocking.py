@@ -618,7 +618,7 @@ INTERRUPTED = """
 def announce():
     # Once the main thread is in the call.
     while not sys._current_frames()[threading.main_thread().ident].f_code.co_name in (
-        "result", "query_axon"
+        "result", "query_axon", "_step"
     ):
         time.sleep(0.01)
     print("waiting", flush=True)
@@ -637,10 +637,11 @@ END
     ("call", "end"),
     [
         ('client.query_axon(axon, {"synapse_type": "wait"})', "client.close()"),
+        ('client.query_many([axon] * 3, {"synapse_type": "wait"}).collect_all()', ""),
         ("server.serve_forever()", "server.stop(0)"),
         ("server.serve_forever()", ""),
     ],
-    ids=["query", "serve", "serve and exit"],
+    ids=["query", "fan-out and exit", "serve", "serve and exit"],
 )
 def test_ctrl_c_ends_a_blocking_call_at_once(call, end):
     code = INTERRUPTED.replace("CALL", call).replace("END", end)
@@ -707,6 +708,20 @@ def endless(data):
 server.register_streaming_handler("s", endless)
 stream = client.query_axon_stream(axon, {"synapse_type": "s"})
 next(stream)
+""",
+            0,
+        ),
+        (
+            "outcomes half read, and awaited",
+            """
+fan = client.query_many([axon] * 4, {"synapse_type": "wait"})
+threading.Thread(
+    target=client.query_many([axon] * 4, {"synapse_type": "wait"}).collect_all,
+    daemon=True,
+).start()
+threading.excepthook = lambda args: None  # They are cut off, and may say so.
+while server._server._answering < 8:
+    time.sleep(0.01)
 """,
             0,
         ),

@@ -9,7 +9,6 @@ cdef class DriverBase:
     cdef readonly Endpoint endpoint
     cdef Pump pump
     cdef Desk desk
-    cdef int pid
     cdef bint is_open
     cdef bint delivering
     # Number of a connection -> Link.
@@ -24,6 +23,7 @@ cdef class DriverBase:
     cdef bint answered  # futures have been given results
     cdef Py_ssize_t owed  # requests that are not answered yet
 
+    cdef bint inherited(self) noexcept
     cdef int check_open(self) except -1
     cdef int mark(self) except -1
     cdef int enter(self) except -1

@@ -2,7 +2,9 @@ from typing_extensions import disjoint_base
 
 from lightning._core.quic.engine import Endpoint
 
-__all__ = ["DriverBase"]
+__all__ = ["FORKED", "DriverBase"]
+
+FORKED: str
 
 @disjoint_base
 class DriverBase:

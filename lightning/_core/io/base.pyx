@@ -2,15 +2,14 @@
 
 cimport cython
 
-cdef extern from "unistd.h" nogil:
-    int os_getpid "getpid"()
+from lightning._core.quic.endpoint cimport endpoint_is_inherited
 
 FORKED = (
     "this object was made before a fork and cannot be used in the child: make a new "
     "one there"
 )
 
-__all__ = ["DriverBase"]
+__all__ = ["FORKED", "DriverBase"]
 
 
 @cython.auto_pickle(False)
@@ -20,8 +19,6 @@ cdef class DriverBase:
     cdef int enter(self) except -1:
         """Keep the pump there while this thread is in it."""
         self.check_open()
-        if os_getpid() != self.pid:
-            raise RuntimeError(FORKED)
         self.users += 1
         return 0
 
@@ -29,7 +26,13 @@ cdef class DriverBase:
         self.users -= 1
         return 0
 
+    cdef bint inherited(self) noexcept:
+        """Say if this is the child of a fork, and all here its parent's."""
+        return endpoint_is_inherited(&self.endpoint.core)
+
     cdef int check_open(self) except -1:
+        if self.inherited():
+            raise RuntimeError(FORKED)
         if not self.is_open:
             raise RuntimeError("the driver is closed")
         return 0

@@ -95,7 +95,6 @@ cdef class Driver(DriverBase):
         self.on_busy = on_busy
         self.is_owned = owned
         self.owner = PyThread_get_thread_ident()
-        self.pid = os.getpid()
         desk_init(&self.desk, &endpoint.core)
         status = pump_open(
             &self.pump, &endpoint.core, &self.desk, fd, 0 if gso else UDP_NO_GSO, owned
@@ -113,17 +112,24 @@ cdef class Driver(DriverBase):
         self.has_thread = pump_start(&self.pump) == 0
 
     def __dealloc__(self):
+        if self.endpoint is None:
+            return
         self.shut()
-        desk_free(&self.desk)
+        if not self.inherited():
+            desk_free(&self.desk)
 
     def close(self):
-        """Stop the thread and close the socket; what is not sent is lost."""
-        if self.is_open and os.getpid() == self.pid:
-            for link in self.links_alive:
-                (<Link> link).hang_up()
-        self.shut()
-        # A forked child has copies of records that are its parent's to write.
-        if os.getpid() == self.pid:
+        """Stop the thread and close the socket; what is not sent is lost.
+
+        In the child of a fork this closes its copies, and the parent goes on.
+        """
+        if self.inherited():
+            self.shut()
+        else:
+            if self.is_open:
+                for link in self.links_alive:
+                    (<Link> link).hang_up()
+            self.shut()
             self.endpoint.drain_trace()
         self.links.clear()
         self.accept = self.on_unsent = self.on_busy = None
@@ -134,7 +140,7 @@ cdef class Driver(DriverBase):
             return 0
         self.is_open = False
         # A forked child has no thread to wait for.
-        join = os.getpid() == self.pid
+        join = not self.inherited()
         if join:
             with nogil:
                 pump_dismiss(&self.pump)
@@ -150,6 +156,11 @@ cdef class Driver(DriverBase):
     def is_closed(self):
         """Whether `close` was called."""
         return not self.is_open
+
+    @property
+    def is_inherited(self):
+        """Whether it was made before a fork, by the parent of this process."""
+        return self.inherited()
 
     @property
     def notify_fd(self):
@@ -169,6 +180,8 @@ cdef class Driver(DriverBase):
 
     def attend(self):
         """Receive, run what is due, send, and hand on what has happened."""
+        if self.inherited():
+            return  # It runs its parent's event loop, but these are not its datagrams.
         self.check_open()
         with nogil:
             pump_attend(&self.pump)
@@ -176,6 +189,8 @@ cdef class Driver(DriverBase):
 
     def notified(self):
         """Do as `attend` when the thread has work for Python."""
+        if self.inherited():
+            return
         self.check_open()
         with nogil:
             pump_acknowledge(&self.pump)
@@ -192,7 +207,7 @@ cdef class Driver(DriverBase):
         cdef bint has_work
         cdef bint came = False
         self.is_unsent = False
-        if not self.is_open:
+        if not self.is_open or self.inherited():
             return
         if linger:
             # One caller, or one that was answered: others are not to be held up.
@@ -225,6 +240,8 @@ cdef class Driver(DriverBase):
     def deadline(self):
         """Return when to attend next, in seconds of time.monotonic(); None is never."""
         cdef int64_t deadline
+        if self.inherited():
+            return None
         self.check_open()
         with nogil:
             deadline = pump_deadline(&self.pump)

@@ -17,11 +17,7 @@ from lightning._core.io.links cimport Call, Link
 from lightning._core.io.pump cimport pump_clock, pump_flush, pump_poke, pump_wait
 from lightning._core.quic.endpoint cimport endpoint_lock, endpoint_unlock
 
-from lightning._core.io.base import FORKED
 from lightning._core.io.links import OWN_THREAD
-
-cdef extern from "unistd.h" nogil:
-    int os_getpid "getpid"()
 
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident() noexcept
@@ -45,15 +41,15 @@ cdef class Gathering:
         link: A connection of the driver.
 
     Raises:
-        RuntimeError: This is the driver's own thread, or a forked child.
+        RuntimeError: This is the driver's own thread, the child of a fork, or the
+            driver is closed.
     """
 
     def __cinit__(self, *args, **kwargs):
         self.calls = set()
 
     def __init__(self, Link link not None):
-        if os_getpid() != link.driver.pid:
-            raise RuntimeError(FORKED)
+        link.driver.check_open()
         if PyThread_get_thread_ident() == link.driver.owner:
             raise RuntimeError(OWN_THREAD)
         self.driver = link.driver
@@ -124,6 +120,8 @@ cdef class Gathering:
         cdef list ended
         if until is not None:
             limit = <int64_t> (until * 1e6)
+        if self.driver.inherited():
+            self.driver.check_open()
         if self.waiting:
             raise RuntimeError("another thread is already waiting for these calls")
         self.waiting = True
@@ -151,7 +149,7 @@ cdef class Gathering:
         """
         cdef DriverBase driver = self.driver
         cdef Call call
-        if driver is None or os_getpid() != driver.pid:
+        if driver is None or driver.inherited():
             return
         if not self.calls and not self.group.roused:
             return

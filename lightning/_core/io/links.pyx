@@ -37,6 +37,7 @@ from lightning._core.quic.streamtable cimport LIST_WAITING, Stream, list_push
 from lightning._core.wire.framing cimport HEADER_SIZE
 from lightning._core.wire.messages cimport decode_raw
 
+from lightning._core.io.base import FORKED
 from lightning.errors import (
     ConnectionClosed,
     FrameTooLarge,
@@ -252,6 +253,8 @@ cdef class Link:
         cdef CallRecord* r = &call.record
         cdef DriverBase driver = self.driver
         cdef int status
+        if driver.inherited():
+            raise RuntimeError(FORKED)
         r.request = <const uint8_t*> <const char*> call.frame
         r.request_size = len(call.frame)
         r.user = <void*> call
@@ -295,6 +298,8 @@ cdef class Link:
         """Return the next stream id, -1 while the peer allows no more."""
         cdef uint64_t stream_id = 0
         cdef int status
+        if self.driver.inherited():
+            raise RuntimeError(FORKED)
         with nogil:
             endpoint_lock(&self.driver.endpoint.core)
             status = connection_open_stream(

@@ -296,9 +296,11 @@ class Endpoint:
         # Nothing was opened by a constructor that failed.
         driver = getattr(self, "_driver", None)
         if driver is not None:
-            warnings.warn(
-                f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self
-            )
+            # A forked child has it from its parent, who may well close it.
+            if not driver.is_inherited:
+                warnings.warn(
+                    f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self
+                )
             driver.close()
 
     async def open(self, family: int, address: tuple[Any, ...] | None = None) -> None:
@@ -350,6 +352,11 @@ class Endpoint:
         if self._driver is None or self._local is None:
             raise LightningConnectionError("the endpoint is closed")
         return self._local
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether it was opened before a fork, by the parent of this process."""
+        return self._driver is not None and self._driver.is_inherited
 
     def stats(self) -> dict[str, int]:
         """Return counters of the socket and of the engine."""

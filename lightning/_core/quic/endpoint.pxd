@@ -102,6 +102,7 @@ cdef struct EndpointStats:
 cdef struct EndpointCore:
     Shared shared
     pthread_mutex_t mutex
+    uint32_t forks  # of this process's ancestors, when it was made
     # The latest time that a call gave. Threads that read the clock before they waited
     # for the mutex may come in another order; to the engine, time never goes back.
     int64_t now
@@ -146,6 +147,9 @@ cdef int endpoint_init(
 # with `endpoint_next_release` before the endpoint is freed.
 cdef void endpoint_clear(EndpointCore* e) noexcept nogil
 cdef void endpoint_free(EndpointCore* e) noexcept nogil
+# Say if this is the child of a fork and the endpoint its parent's: its mutex may be
+# held by a thread that is not there, and its keys are the parent's to use.
+cdef bint endpoint_is_inherited(const EndpointCore* e) noexcept nogil
 
 
 cdef inline void endpoint_lock(EndpointCore* e) noexcept nogil:

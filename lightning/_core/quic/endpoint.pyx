@@ -44,8 +44,24 @@ from lightning._core.quic.streams cimport streams_next_event
 from lightning._core.quic.streamtable cimport LIST_EVENTS, StreamEvent
 from lightning._core.quic.tokenstore cimport tokenstore_take
 
+cdef extern from * nogil:
+    """
+    #include <pthread.h>
+    #include <stdint.h>
+    static uint32_t ln_forks;
+    static void ln_count_fork(void) { ln_forks += 1; }
+    /* If the system refuses, nobody is told of forks. */
+    static void ln_count_forks(void) { pthread_atfork(0, 0, ln_count_fork); }
+    #define ln_forks_now() ln_forks
+    """
+    void ln_count_forks()
+    uint32_t process_forks "ln_forks_now"()
+
 cdef enum:
     PEERS_LOOKED_AT = 64  # connections to one address, for a stateless reset
+
+
+ln_count_forks()
 
 
 # --- Life -------------------------------------------------------------------------
@@ -66,7 +82,12 @@ cdef int endpoint_init(
     e.reply_tokens = <int64_t> REPLY_BURST * 1000000
     gate_init(&e.gate)
     pthread_mutex_init(&e.mutex, NULL)
+    e.forks = process_forks()
     return OK
+
+
+cdef bint endpoint_is_inherited(const EndpointCore* e) noexcept nogil:
+    return e.forks != process_forks()
 
 
 cdef void endpoint_clear(EndpointCore* e) noexcept nogil:

@@ -36,6 +36,7 @@ from lightning._core.quic.convert cimport (
 from lightning._core.quic.endpoint cimport (
     COMPLETION_CLOSED, COMPLETION_CONNECTED, Completion, EndpointStats,
     endpoint_clear, endpoint_connect, endpoint_free, endpoint_has_work, endpoint_init,
+    endpoint_is_inherited,
     endpoint_lock, endpoint_next_completion, endpoint_next_deadline,
     endpoint_next_release, endpoint_next_tls, endpoint_poll_transmit,
     endpoint_receive, endpoint_release, endpoint_take_crypto, endpoint_timeout,
@@ -161,7 +162,7 @@ cdef class Endpoint:
     def __dealloc__(self):
         free(self.scratch)
         cdef void* owner
-        if self.core.replies is NULL:
+        if self.core.replies is NULL or endpoint_is_inherited(&self.core):
             return
         # Connections keep their endpoint, so nobody else is left to use it.
         endpoint_clear(&self.core)
@@ -584,7 +585,7 @@ cdef class Connection:
         self.certificate = b""
 
     def __dealloc__(self):
-        if self.c is not NULL:
+        if self.c is not NULL and not endpoint_is_inherited(&self.endpoint.core):
             with nogil:
                 endpoint_lock(&self.endpoint.core)
                 endpoint_release(&self.endpoint.core, self.c)
