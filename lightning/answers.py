@@ -148,7 +148,10 @@ class Answers:
             now = time.monotonic()
             # All have the same time limit: the oldest are first.
             while self.running:
-                exchange, (handler, deadline) = next(iter(self.running.items()))
+                try:
+                    exchange, (handler, deadline) = next(iter(self.running.items()))
+                except (RuntimeError, StopIteration):
+                    continue  # A thread has changed it in between.
                 if deadline > now:
                     break
                 self.running.pop(exchange, None)

@@ -22,6 +22,9 @@ cdef class DriverBase:
     cdef Py_ssize_t users
     cdef bint answered  # futures have been given results
     cdef Py_ssize_t owed  # requests that are not answered yet
+    # Set under the endpoint's mutex by `Driver.collect`, read after.
+    cdef bint some_ended  # calls, for `finish_calls`
+    cdef bint refers  # answers were referred to, and are to be given up in time
 
     cdef bint inherited(self) noexcept
     cdef int check_open(self) except -1

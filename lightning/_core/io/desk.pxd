@@ -14,6 +14,16 @@ from lightning._core.quic.endpoint cimport EndpointCore, pthread_mutex_t
 from lightning._core.quic.streamtable cimport Stream
 
 
+# Words that threads share without a lock.
+cdef extern from * nogil:
+    """
+    #define ln_load(p) __atomic_load_n((p), __ATOMIC_SEQ_CST)
+    #define ln_store(p, v) __atomic_store_n((p), (v), __ATOMIC_SEQ_CST)
+    """
+    uint32_t load32 "ln_load"(const uint32_t* p)
+    void store32 "ln_store"(uint32_t* p, uint32_t v)
+
+
 # How a call ended.
 cdef enum Outcome:
     CALL_WAITS = 0
@@ -127,7 +137,7 @@ cdef struct Desk:
     pthread_mutex_t mutex
     Request* ready_first
     Request* ready_last
-    uint32_t ready  # their number
+    uint32_t ready  # their number, an atomic
 
 
 cdef void desk_init(Desk* d, EndpointCore* core) noexcept nogil

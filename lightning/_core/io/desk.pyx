@@ -413,9 +413,12 @@ cdef size_t take_answer(
         &call.answer, data, size, call.line.max_payload, &taken
     )
     if outcome == CALL_WAITS:
-        if fin and call.refused and not call.answer.header_size:
+        if fin and not call.answer.header_size and call.refused:
             # The peer refused the request before it was sent in full.
             finish(call, CALL_REFUSED, call.code)
+        elif fin and not call.answer.header_size and s.events & EVENT_STOPPED:
+            # The same, and both came since the last look at what happened.
+            finish(call, CALL_REFUSED, s.stop_code)
         elif fin:
             finish(call, CALL_ENDED_EARLY, 0)
     else:
@@ -575,7 +578,7 @@ cdef size_t take_request(
         else:
             d.ready_last.after = r
         d.ready_last = r
-        d.ready += 1
+        store32(&d.ready, d.ready + 1)
         pthread_mutex_unlock(&d.mutex)
     elif outcome != CALL_WAITS or fin:
         refuse(r)
@@ -591,7 +594,7 @@ cdef Request* desk_next_ready(Desk* d) noexcept nogil:
         if r.after is NULL:
             d.ready_last = NULL
         r.after = NULL
-        d.ready -= 1
+        store32(&d.ready, d.ready - 1)
     pthread_mutex_unlock(&d.mutex)
     return r
 
@@ -627,7 +630,8 @@ cdef int desk_respond(
         status = connection_send(c, stream_id, data, size, fin)
     else:
         status = connection_refer(c, stream_id, data, size, owner, fin)
-    if fin and status == OK:
+    if fin:
+        # The stream's time is over, whatever became of the answer.
         connection_stop(c, stream_id, 0, now)
         connection_release(c, stream_id, now)
     endpoint_touch(d.core, c, now)

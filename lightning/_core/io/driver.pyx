@@ -17,13 +17,14 @@ from libc.string cimport memcpy, memset
 
 from lightning._core.io.base cimport DriverBase
 from lightning._core.io.desk cimport (
-    Waiter, desk_expire, desk_free, desk_init, desk_next_ready, desk_sift, request_free
+    Waiter, desk_expire, desk_free, desk_init, desk_next_ready, desk_sift,
+    desk_take_roused, load32, request_free
 )
 from lightning._core.io.links cimport Link, ServerExchange, finish_calls
 from lightning._core.io.pump cimport (
     WAIT_INTERRUPTED, pump_acknowledge, pump_attend, pump_clock, pump_close,
-    pump_deadline, pump_dismiss, pump_flush, pump_linger, pump_open, pump_pass, pump_start,
-    pump_stats, pump_wait
+    pump_deadline, pump_dismiss, pump_flush, pump_linger, pump_open, pump_pass,
+    pump_rouse, pump_start, pump_stats, pump_wait
 )
 from lightning._core.io.udp cimport UDP_NO_GSO, UdpSocket
 from lightning._core.quic.connection cimport connection_stream
@@ -281,6 +282,8 @@ cdef class Driver(DriverBase):
                 pump_flush(&self.pump)
                 result = pump_wait(&self.pump, &waiter, True, INT64_MAX)
             self.leave()
+            if self.refers:
+                self.endpoint.drain_releases()
             if result == WAIT_INTERRUPTED:
                 PyErr_CheckSignals()
             while self.is_open:
@@ -379,9 +382,9 @@ cdef class Driver(DriverBase):
                     self.adopt_new()
                 with nogil:
                     count = self.collect()
-                if self.desk.ended_first is not NULL:
+                if self.some_ended:
                     finish_calls(self)
-                if self.desk.ready:
+                if load32(&self.desk.ready):
                     if self.is_owned:
                         self.begin_requests()
                     elif self.on_busy is not None:
@@ -426,6 +429,9 @@ cdef class Driver(DriverBase):
         self.begun += 1
         try:
             if link is None:
+                return 0
+            if r.stream_id in link.gone:
+                link.gone.discard(r.stream_id)
                 return 0
             if kind == SYNAPSE_PACKET:
                 try:
@@ -472,9 +478,12 @@ cdef class Driver(DriverBase):
         cdef int count = 0
         cdef bint is_full = False
         cdef int64_t now = pump_clock()
+        cdef Waiter* roused
         endpoint_lock(&self.endpoint.core)
         # Packets that had waited for keys were read when TLS had them.
         desk_sift(&self.desk, now)
+        roused = desk_take_roused(&self.desk)
+        self.some_ended = self.desk.ended_first is not NULL
         while count < DELIVERIES and not is_full:
             d = &self.deliveries[count]
             if not endpoint_next_completion(&self.endpoint.core, &d.done):
@@ -504,6 +513,7 @@ cdef class Driver(DriverBase):
                 conn_list(d.done.conn, CONNS_SEND)  # The window may have opened.
             endpoint_touch(&self.endpoint.core, d.done.conn, now)
         endpoint_unlock(&self.endpoint.core)
+        pump_rouse(&self.pump, roused)
         return count
 
     cdef int hand_over(self, Delivery* d, int64_t now) except -1:
@@ -538,6 +548,8 @@ cdef class Driver(DriverBase):
             elif kind == EVENT_STOPPED:
                 if stream_id in link.answering:
                     (<ServerExchange> link.answering[stream_id]).cancel()
+                elif link.serves:
+                    link.give_up(stream_id)
                 else:
                     link.exchanges.stop_sending(stream_id, code)
             elif kind == EVENT_OPENABLE:

@@ -1,6 +1,6 @@
 """The verbs of a connection, and what is asked and answered on it."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from lightning._core.io.base cimport DriverBase
 from lightning._core.io.desk cimport Call as CallRecord
@@ -15,8 +15,11 @@ cdef class Link:
     cdef Line* line  # read and written under the endpoint's mutex
     cdef Py_ssize_t limit
     cdef object on_request
+    cdef bint serves
     # Requests of a server that are being answered, by stream.
     cdef dict answering
+    # Streams whose request waits for a thread, and whose client wants no answer.
+    cdef set gone
     # The exchanges on it.
     cdef readonly Exchanges exchanges
     # Sends that the engine had no room for, in order: (bytes, fin) by stream.
@@ -30,6 +33,7 @@ cdef class Link:
     cdef int has_room(self, uint64_t stream_id) except -1
     cdef int on_writable(self, uint64_t stream_id) except -1
     cdef int start(self, Call call, bint wakes) except -1
+    cdef int give_up(self, uint64_t stream_id) except -1
 
 
 cdef class Call:
@@ -39,6 +43,7 @@ cdef class Call:
     cdef readonly object future
     cdef double timeout
 
+    cdef int wait(self, int64_t until, bint flushes) noexcept
     cdef int stop(self) except -1
     cdef int check(self) except -1
 

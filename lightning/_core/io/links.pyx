@@ -13,9 +13,9 @@ from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 
 from lightning._core.io.desk cimport (
     CALL_ANSWERED, CALL_BAD_TYPE, CALL_CANCELLED, CALL_ENDED_EARLY, CALL_NO_MEMORY,
-    CALL_REFUSED, CALL_RESET, CALL_TIMED_OUT, CALL_TOO_LARGE, WAITER_DONE, Waiter, desk_call,
-    desk_cancel, desk_close, desk_count, desk_next_ended, desk_open, desk_respond,
-    desk_sift, desk_take_roused, frame_free, waiter_sleep
+    CALL_REFUSED, CALL_RESET, CALL_TIMED_OUT, CALL_TOO_LARGE, WAITER_ROUSED, Waiter,
+    desk_call, desk_cancel, desk_close, desk_count, desk_next_ended, desk_open,
+    desk_respond, desk_sift, desk_take_roused, frame_free, load32, waiter_sleep
 )
 from lightning._core.io.pump cimport (
     WAIT_TIMEOUT, pump_clock, pump_flush, pump_rouse, pump_wait
@@ -119,18 +119,19 @@ cdef class Link:
         self.on_request = on_request
         self.limit = max_payload
         self.answering = {}
+        self.gone = set()
         self.held_back = {}
         self.waiting = set()
         self.over = set()
 
     def bind(self, DriverBase driver not None, Engine engine not None):
         """Belong to a connection; called by the driver."""
-        cdef bint serves = self.on_request is not None
+        self.serves = self.on_request is not None
         self.driver = driver
         self.engine = engine
         with nogil:
             endpoint_lock(&driver.endpoint.core)
-            self.line = desk_open(&driver.desk, engine.c, self.limit, serves)
+            self.line = desk_open(&driver.desk, engine.c, self.limit, self.serves)
             # Threads may have received something on it already.
             desk_sift(&driver.desk, pump_clock())
             endpoint_unlock(&driver.endpoint.core)
@@ -154,6 +155,17 @@ cdef class Link:
         for exchange in list(self.answering.values()):
             (<ServerExchange> exchange).cancel()
         finish_calls(self.driver)
+
+    cdef int give_up(self, uint64_t stream_id) except -1:
+        """Take note that nobody wants the answer to a request that still waits."""
+        if not load32(&self.driver.desk.ready):
+            # None does: it has been answered in this very moment.
+            self.gone.clear()
+            return 0
+        self.gone.add(stream_id)
+        self.stop(stream_id, 0)
+        self.release(stream_id)
+        return 0
 
     @property
     def max_payload(self):
@@ -219,7 +231,6 @@ cdef class Link:
         cdef Call call = Call.__new__(Call)
         cdef DriverBase driver = self.driver
         cdef int64_t until = INT64_MAX
-        cdef int64_t now
         cdef int result
         if timeout is not None:
             until = pump_clock() + <int64_t> (timeout * 1e6)
@@ -229,24 +240,29 @@ cdef class Link:
         driver.enter()
         try:
             self.start(call, True)
-            with nogil:
-                pump_flush(&driver.pump)
-            while not call.record.waiter.state & WAITER_DONE:
-                with nogil:
-                    now = pump_clock()
-                    result = pump_wait(
-                        &driver.pump, &call.record.waiter, False, min(until, now + LOOK)
-                    )
+            result = call.wait(until, True)
+        finally:
+            driver.leave()
+        try:
+            while not load32(&call.record.waiter.state) & WAITER_ROUSED:
+                # A signal's handler may close the driver: not from within it.
                 PyErr_CheckSignals()
                 if not driver.is_open:
                     break
                 if result == WAIT_TIMEOUT and pump_clock() >= until:
                     raise RequestTimeout("query timed out", timeout=timeout)
+                driver.enter()
+                result = call.wait(until, False)
+                driver.leave()
         finally:
-            driver.leave()
             call.stop()
-        if len(frame) > SEND_COPY_MAX:
-            driver.endpoint.drain_releases()
+            if call.record.outcome == CALL_CANCELLED and driver.is_open:
+                driver.enter()
+                with nogil:
+                    pump_flush(&driver.pump)
+                driver.leave()
+            if len(frame) > SEND_COPY_MAX:
+                driver.endpoint.drain_releases()
         return call
 
     cdef int start(self, Call call, bint wakes) except -1:
@@ -476,13 +492,26 @@ cdef class Call:
         if self.record.outcome == CALL_CANCELLED and driver.is_open:
             driver.mark()
 
+    cdef int wait(self, int64_t until, bint flushes) noexcept:
+        """Send, if need be, and wait for a while, at most until then: a WaitResult."""
+        cdef DriverBase driver = self.link.driver
+        cdef int result
+        with nogil:
+            if flushes:
+                pump_flush(&driver.pump)
+            result = pump_wait(
+                &driver.pump, &self.record.waiter, False,
+                min(until, pump_clock() + LOOK)
+            )
+        return result
+
     cdef int stop(self) except -1:
         """Leave the desk. After this the record is this object's alone."""
         cdef DriverBase driver = self.link.driver
         cdef CallRecord* r = &self.record
         if r.user is NULL or r.outcome == CALL_CANCELLED:
             return 0
-        if r.wakes and r.waiter.state & WAITER_DONE:
+        if r.wakes and load32(&r.waiter.state) & WAITER_ROUSED:
             return 0
         with nogil:
             endpoint_lock(&driver.endpoint.core)
@@ -490,7 +519,7 @@ cdef class Call:
             endpoint_unlock(&driver.endpoint.core)
             # Whoever ended it is about to wake us.
             while r.wakes and r.outcome != CALL_CANCELLED and (
-                not r.waiter.state & WAITER_DONE
+                not load32(&r.waiter.state) & WAITER_ROUSED
             ):
                 waiter_sleep(&r.waiter, 0, 1000)
         if not r.wakes and r.outcome == CALL_CANCELLED:
@@ -610,6 +639,7 @@ cdef class ServerExchange:
         if size > SEND_COPY_MAX:
             owner = <void*> frame
             Py_INCREF(frame)
+            driver.refers = True
         if endpoint_trylock(&driver.endpoint.core):
             status = desk_respond(
                 &driver.desk, link.engine.c, self.stream_id, view, size, owner, True,

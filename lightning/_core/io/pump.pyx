@@ -7,7 +7,7 @@ from libc.string cimport memset
 
 from lightning._core.io.desk cimport (
     WAITER_DONE, WAITER_LEADS, Desk, Waiter, desk_rouse, desk_sift,
-    desk_take_roused, desk_time_out, waiter_sleep, waiter_wake
+    desk_take_roused, desk_time_out, load32, store32, waiter_sleep, waiter_wake
 )
 from lightning._core.io.udp cimport (
     udp_adopt, udp_close, udp_commit, udp_flush, udp_inbox_free, udp_inbox_init,
@@ -45,8 +45,6 @@ cdef extern from * nogil:
     #define PUMP_CLOCK CLOCK_MONOTONIC
     #endif
 
-    #define ln_load(p) __atomic_load_n((p), __ATOMIC_SEQ_CST)
-    #define ln_store(p, v) __atomic_store_n((p), (v), __ATOMIC_SEQ_CST)
     #define ln_exchange(p, v) __atomic_exchange_n((p), (v), __ATOMIC_SEQ_CST)
     #define ln_clear(p, v) __atomic_fetch_and((p), ~(uint32_t)(v), __ATOMIC_SEQ_CST)
     #define ln_add(p, v) __atomic_fetch_add((p), (v), __ATOMIC_SEQ_CST)
@@ -106,9 +104,7 @@ cdef extern from * nogil:
     }
     """
     uint64_t load "ln_load"(const uint64_t* p)
-    uint32_t load32 "ln_load"(const uint32_t* p)
     int64_t load64 "ln_load"(const int64_t* p)
-    void store32 "ln_store"(uint32_t* p, uint32_t v)
     void store64 "ln_store"(int64_t* p, int64_t v)
     uint32_t exchange "ln_exchange"(uint32_t* p, uint32_t v)
     uint64_t add "ln_add"(uint64_t* p, uint64_t v)
@@ -311,7 +307,7 @@ cdef bint has_work(Pump* p) noexcept nogil:
         p.core.shared.first[CONNS_EVENTS] is not NULL
         or p.core.shared.first[CONNS_TLS] is not NULL
         or p.desk.ended_first is not NULL
-        or (p.is_owned and p.desk.ready != 0)
+        or (p.is_owned and load32(&p.desk.ready) != 0)
     )
     endpoint_unlock(p.core)
     return result
@@ -467,7 +463,8 @@ cdef bint let_lead(Pump* p) noexcept nogil:
         else:
             store32(&p.dozing, 1)
             store64(&p.wake_at, deadline)
-            if load32(&p.led):
+            # The leader may have moved the deadline before it could see that.
+            if load32(&p.led) and pump_deadline(p) >= deadline - PATIENCE:
                 wait(p, False, deadline)
             store32(&p.dozing, 0)
             slices = 0
@@ -493,6 +490,9 @@ cdef void* run(void* context) noexcept nogil:
         else:
             seen = load(&p.attended)
             deadline = pump_deadline(p)
+            if not p.is_owned and load32(&p.desk.ready):
+                # Somebody has to serve them, should those who do be stuck.
+                deadline = min(deadline, pump_clock() + PATIENCE)
             store64(&p.wake_at, deadline)
             if pump_deadline(p) < deadline:
                 continue
@@ -591,6 +591,7 @@ cdef inline bint is_done(Pump* p, Waiter* w, bint serves) noexcept nogil:
 cdef int pump_wait(Pump* p, Waiter* w, bint serves, int64_t until) noexcept nogil:
     cdef int result = WAIT_DONE
     cdef int64_t now
+    cdef bint was_listed = False
     while not is_done(p, w, serves):
         if load32(&p.stopping):
             break
@@ -605,6 +606,7 @@ cdef int pump_wait(Pump* p, Waiter* w, bint serves, int64_t until) noexcept nogi
                 pump_pass(p)
             break
         enlist(p, w)
+        was_listed = True
         now = pump_clock()
         if now >= until:
             result = WAIT_TIMEOUT
@@ -620,7 +622,8 @@ cdef int pump_wait(Pump* p, Waiter* w, bint serves, int64_t until) noexcept nogi
             clear(&w.state, WAITER_LEADS)
             if load32(&p.led):
                 continue
-    if w.listed:
+    if was_listed:
+        # Whoever has taken it out of the list has let go of it after this.
         pthread_mutex_lock(&p.turns)
         delist(p, w)
         pthread_mutex_unlock(&p.turns)
