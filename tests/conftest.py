@@ -50,6 +50,8 @@ class Unforeseen(logging.Handler):
             "request from %s failed",
             "answering by handler %r failed",
             "task %s failed",
+            "answering by handler %r failed",
+            "a thread of the server failed",
             "closing failed",
         ):
             self.records.append(record)
