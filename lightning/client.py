@@ -413,6 +413,7 @@ class AsyncLightning:
     def _connection_to(self, axon: QuicAxonInfo) -> Connection | None:
         """Return the live connection on which a miner is logged in, if there is one."""
         # A plain tuple finds it, too, and costs less.
+        session: _Session | None
         session = self._sessions.get((axon.ip, axon.port))  # type: ignore[call-overload]
         if (
             session is None

@@ -46,7 +46,7 @@ async def raw_dial():
 def begin(connection, payload=b"q"):
     """Start a call; returns it, and the future of its end."""
     future = asyncio.get_running_loop().create_future()
-    return connection.call(frame(3, payload), future), future
+    return connection.call(frame(2, payload), future), future
 
 
 async def end(future):
@@ -273,7 +273,7 @@ async def test_a_request_is_handed_on_once_and_whole(endpoints):
     server = await serve(retry=False)
     port = server.endpoint.local_addr.port
     async with raw_client(port) as client:
-        data = frame(3, b"payload") + b"more"
+        data = frame(2, b"payload") + b"more"
         for cut in (1, 5, 6, len(data) - 5):
             stream = client.start(data[:cut], False)
             await client.ping()
@@ -285,7 +285,7 @@ async def test_a_request_is_handed_on_once_and_whole(endpoints):
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\x03", frame(3, b"abc")[:-1], frame(0), frame(0x77, b"x")]
+    "data", [b"", b"\x02", frame(2, b"abc")[:-1], frame(0), frame(0x77, b"x")]
 )
 async def test_what_is_no_request_is_answered_with_an_empty_end(endpoints, data):
     serve, _ = endpoints
@@ -294,7 +294,7 @@ async def test_what_is_no_request_is_answered_with_an_empty_end(endpoints, data)
         stream = await client.ask(data)
         assert (stream.data, stream.reset) == (b"", None)
         assert not server.requests
-        assert (await client.ask(frame(3, b"q"))).data == frame(4, b"q")
+        assert (await client.ask(frame(2, b"q"))).data == frame(4, b"q")
 
 
 async def test_a_request_over_the_limit_is_not_waited_for(endpoints):
@@ -302,12 +302,12 @@ async def test_a_request_over_the_limit_is_not_waited_for(endpoints):
     serve, _ = endpoints
     server = await serve(retry=False, max_frame_payload=100)
     async with raw_client(server.endpoint.local_addr.port) as client:
-        stream = await client.ask(frame(3, bytes(101))[:5], False)
+        stream = await client.ask(frame(2, bytes(101))[:5], False)
         assert (stream.data, stream.stopped) == (b"", 0)
-        assert (await client.ask(frame(3, bytes(100)))).data == frame(4, bytes(100))
+        assert (await client.ask(frame(2, bytes(100)))).data == frame(4, bytes(100))
         server.connections[0].max_payload = 101
         assert server.connections[0].max_payload == 101
-        assert (await client.ask(frame(3, bytes(101)))).data == frame(4, bytes(101))
+        assert (await client.ask(frame(2, bytes(101)))).data == frame(4, bytes(101))
     assert len(server.requests) == 2
 
 
@@ -317,8 +317,8 @@ async def test_requests_that_never_become_complete_are_given_up(endpoints):
     server.answers = False
     loop = asyncio.get_running_loop()
     async with raw_client(server.endpoint.local_addr.port) as client:
-        early = client.start(b"\x03", False)
-        complete = client.start(frame(3, b"q"))
+        early = client.start(b"\x02", False)
+        complete = client.start(frame(2, b"q"))
         await until_async(lambda: server.requests)
         (connection,) = server.connections
         assert connection.under_way == 2
@@ -339,8 +339,8 @@ async def test_streams_of_other_kinds_start_nothing(endpoints):
     async with raw_client(server.endpoint.local_addr.port) as client:
         with_one_end = client._quic.get_next_available_stream_id(is_unidirectional=True)
         try:
-            client.send(with_one_end, frame(3, b"q"), True)
-            answer = await client.ask(frame(3, b"other"))
+            client.send(with_one_end, frame(2, b"q"), True)
+            answer = await client.ask(frame(2, b"other"))
             assert answer.data == frame(4, b"other")
         except (ValueError, ConnectionError):
             assert client.terminated is not None
@@ -353,7 +353,7 @@ async def test_a_client_that_wants_no_answer_cancels_once(endpoints):
     server.answers = False
     cancelled = []
     async with raw_client(server.endpoint.local_addr.port) as client:
-        stream = client.start(frame(3, b"q"))
+        stream = client.start(frame(2, b"q"))
         await until_async(lambda: server.requests)
         _, exchange, _, _ = server.requests[0]
         assert exchange.connection is server.connections[0]
@@ -364,12 +364,12 @@ async def test_a_client_that_wants_no_answer_cancels_once(endpoints):
         assert exchange.cancelled
         assert not exchange.respond(frame(4))
         # Also before it is complete: then nobody hears of it.
-        stream = client.start(frame(3, b"abc")[:-1], False)
+        stream = client.start(frame(2, b"abc")[:-1], False)
         await client.ping()
         client.stop(stream.id, 0)
         await stream.until(lambda: stream.stopped == 0)
         server.answers = True
-        assert (await client.ask(frame(3, b"q"))).data == frame(4, b"q")
+        assert (await client.ask(frame(2, b"q"))).data == frame(4, b"q")
     assert (cancelled, len(server.requests)) == ([1], 2)
 
 
@@ -377,10 +377,10 @@ async def test_a_reset_request_is_nobodys(endpoints):
     serve, _ = endpoints
     server = await serve(retry=False)
     async with raw_client(server.endpoint.local_addr.port) as client:
-        stream = client.start(frame(3, b"abc")[:-1], False)
+        stream = client.start(frame(2, b"abc")[:-1], False)
         await client.ping()
         client.reset(stream.id, 5)
-        assert (await client.ask(frame(3, b"q"))).data == frame(4, b"q")
+        assert (await client.ask(frame(2, b"q"))).data == frame(4, b"q")
         await until_async(lambda: not server.connections[0].under_way)
     assert len(server.requests) == 1
 
@@ -410,16 +410,16 @@ async def test_a_client_gets_new_streams_whatever_becomes_of_the_old(endpoints):
         for turn in range(60):
             kind = turn % 4
             if kind == 0:
-                assert (await client.ask(frame(3, b"q"))).data == frame(4, b"q")
+                assert (await client.ask(frame(2, b"q"))).data == frame(4, b"q")
             elif kind == 1:
-                stream = client.start(b"\x03", False)
+                stream = client.start(b"\x02", False)
                 client.reset(stream.id, 1)
             elif kind == 2:
                 await client.ask(frame(0x55))
             else:
-                stream = client.start(frame(3, b"x"))
+                stream = client.start(frame(2, b"x"))
                 client.stop(stream.id, 0)
-        assert (await client.ask(frame(3, b"last"))).data == frame(4, b"last")
+        assert (await client.ask(frame(2, b"last"))).data == frame(4, b"last")
         await until_async(lambda: not server.connections[0].under_way)
 
 
