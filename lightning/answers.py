@@ -192,7 +192,9 @@ class Answers:
                 idle.set_result(None)
                 return
         task = asyncio.get_running_loop().create_task(
-            self._work(), name="lightning-server handlers", context=self._variables.copy()
+            self._work(),
+            name="lightning-server handlers",
+            context=self._variables.copy(),
         )
         self.tasks[task] = None
         task.add_done_callback(self._on_end)

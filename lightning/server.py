@@ -840,9 +840,7 @@ class AsyncLightningServer:
         """Answer chunk by chunk."""
         if exchange.cancelled:
             return
-        answer = self._answers.stream(
-            exchange, handler, data, context, connection.sent
-        )
+        answer = self._answers.stream(exchange, handler, data, context, connection.sent)
         self._spawn_for(exchange, answer, handler.name, handler)
 
     # Background.
