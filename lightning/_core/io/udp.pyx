@@ -121,7 +121,7 @@ cdef extern from * nogil:
         /* To which address a datagram came. For a mapped one the system uses that of
            IPv6, too. */
         if (any && v6) udp_set(fd, IPPROTO_IPV6, IPV6_RECVPKTINFO, 1);
-    #if defined(UDP_LINUX)
+    #if defined(IP_PKTINFO)
         if (any && !v6) udp_set(fd, IPPROTO_IP, IP_PKTINFO, 1);
     #endif
         return ecn;
@@ -232,11 +232,15 @@ cdef extern from * nogil:
             } else if (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_PKTINFO) {
                 memcpy(&info6, CMSG_DATA(c), sizeof info6);
                 memcpy(local, &info6.ipi6_addr, 16);
-    #if defined(UDP_LINUX)
+    #if defined(IP_PKTINFO)
             } else if (c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_PKTINFO) {
                 struct in_pktinfo info;
                 memcpy(&info, CMSG_DATA(c), sizeof info);
+                /* Ours even if it came to all; not every system fills it in. */
+                if (info.ipi_spec_dst.s_addr == 0) info.ipi_spec_dst = info.ipi_addr;
                 memcpy(local, &info.ipi_spec_dst, 4);
+    #endif
+    #if defined(UDP_LINUX)
             } else if (c->cmsg_level == SOL_UDP && c->cmsg_type == UDP_GRO) {
                 memcpy(&value, CMSG_DATA(c), sizeof value);
                 if (value > 0) *segment = (size_t) value;
@@ -299,7 +303,7 @@ cdef extern from * nogil:
             used += CMSG_SPACE(sizeof info);
             c = (struct cmsghdr *) (e->control + used);
         }
-    #if defined(UDP_LINUX)
+    #if defined(IP_PKTINFO)
         if (local && !v6) {
             struct in_pktinfo info;
             memset(&info, 0, sizeof info);
@@ -311,6 +315,8 @@ cdef extern from * nogil:
             used += CMSG_SPACE(sizeof info);
             c = (struct cmsghdr *) (e->control + used);
         }
+    #endif
+    #if defined(UDP_LINUX)
         if (size > segment) {
             unsigned short cut = (unsigned short) segment;
             c->cmsg_level = SOL_UDP;
