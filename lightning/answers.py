@@ -30,7 +30,7 @@ from lightning.handlers import (
     Handler,
     HandlerContext,
     call,
-    run,
+    run_async,
     stream,
 )
 from lightning.pool import HandlerPool
@@ -177,9 +177,9 @@ class Answers:
         if exchange.cancelled:
             return
         self.running[exchange] = handler, time.monotonic() + self._timeout
-        exchange.on_cancel = partial(self.running.pop, exchange, None)
         self._waiting.append((exchange, handler, data, context))
-        self._wake()
+        if not self._woken:
+            self._wake()
 
     def _wake(self) -> None:
         """Have a task look at what waits."""
@@ -214,11 +214,23 @@ class Answers:
                 self._woken = False
                 began = True
                 while waiting:
-                    item = waiting.popleft()
-                    if waiting:
+                    exchange, handler, data, context = waiting.popleft()
+                    if waiting and not self._woken:
                         # They are not held up, should this one have to wait.
                         self._wake()
-                    await self._run_async(task, *item)
+                    if exchange.cancelled:
+                        self.running.pop(exchange, None)
+                        continue
+                    exchange.on_cancel = task.cancel
+                    self.tasks[task] = handler
+                    try:
+                        result = await run_async(handler, data, context)
+                        self._respond(exchange, handler, result)
+                    except BaseException as error:
+                        self._on_error(exchange, handler, error)
+                    finally:
+                        self.running.pop(exchange, None)
+                        self.tasks[task] = None
                     if task.cancelling():
                         return  # By whoever stopped that request, or the server.
                     if contextvars.copy_context() != self._variables:
@@ -239,34 +251,18 @@ class Answers:
             if waiting and not self._woken:
                 self._wake()
 
-    async def _run_async(
-        self,
-        task: asyncio.Task[None],
-        exchange: ServerExchange,
-        handler: Handler,
-        data: dict[str, Any],
-        context: HandlerContext | None,
+    def _on_error(
+        self, exchange: ServerExchange, handler: Handler, error: BaseException
     ) -> None:
-        if exchange not in self.running:
-            return  # Nobody wants it any more.
-        exchange.on_cancel = task.cancel
-        self.tasks[task] = handler
-        try:
-            result = await run(handler, data, context, self.pool)
-            self._respond(exchange, handler, result)
-        except HandlerError as error:
+        """Tell the client, in any case, so that it does not wait for ever."""
+        if isinstance(error, HandlerError):
             _log_failure(handler, error)
-            fail(exchange, ERROR_PROCESSING)
-        except asyncio.CancelledError:
-            # The client must not wait for ever, if it still does.
-            fail(exchange, ERROR_PROCESSING)
-            raise
-        except Exception:
-            log.exception("answering by handler %r failed", handler.name)
-            fail(exchange, ERROR_PROCESSING)
-        finally:
-            self.running.pop(exchange, None)
-            self.tasks[task] = None
+        elif isinstance(error, Exception):
+            # Ours to mend.
+            log.error("answering by handler %r failed", handler.name, exc_info=error)
+        fail(exchange, ERROR_PROCESSING)
+        if not isinstance(error, Exception):
+            raise error
 
     async def stream(
         self,

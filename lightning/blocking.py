@@ -19,7 +19,7 @@ from lightning.fanout import BlockingFanOut, orders
 from lightning.server import STOP_TIMEOUT, AsyncLightningServer
 from lightning.serving import ServingThreads
 from lightning.streaming import BlockingStreamingResponse
-from lightning.types import QuicAxonInfo, QuicRequest, check_timeout
+from lightning.types import QuicAxonInfo, check_timeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -180,12 +180,11 @@ class Lightning:
         client = self._client
         axon = QuicAxonInfo.coerce(axon_info)
         timeout = check_timeout(timeout_secs)
-        asked = QuicRequest.coerce(request)
         connection = client._connection_to(axon)
         if connection is None:
-            connection, frame = self._io.call(client._prepare, axon, asked)
+            connection, frame = self._io.call(client._prepare, axon, request)
         else:
-            frame = client._encode(asked)
+            frame = client._encode(request)
         call = connection.ask(frame, timeout)
         response = read_answer(call)
         return {

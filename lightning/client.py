@@ -324,7 +324,7 @@ class AsyncLightning:
         loop = asyncio.get_running_loop()
         if loop is not self._loop or self._endpoints is None:
             self._require_endpoint()
-        frame = self._encode(QuicRequest.coerce(request))
+        frame = self._encode(request)
         connection = self._connection_to(axon) or await self._route(axon)
         answer: asyncio.Future[Call] = loop.create_future()
         call = connection.call(frame, answer, timeout)
@@ -399,7 +399,7 @@ class AsyncLightning:
         """
         axon = QuicAxonInfo.coerce(axon_info)
         self._require_endpoint()
-        frame = self._encode(QuicRequest.coerce(request))
+        frame = self._encode(request)
         connection = await self._route(axon)
         return StreamingResponse(
             connection.exchanges,
@@ -424,20 +424,18 @@ class AsyncLightning:
         return session.connection
 
     async def _prepare(
-        self, axon: QuicAxonInfo, request: QuicRequest
+        self, axon: QuicAxonInfo, request: Any
     ) -> tuple[Connection, bytes]:
         """Return the connection to a miner, made if need be, and the frame to send."""
         self._require_endpoint()
         frame = self._encode(request)
         return await self._route(axon), frame
 
-    def _encode(self, request: QuicRequest) -> bytes:
-        """Return the frame of a request."""
+    def _encode(self, request: Any) -> bytes:
+        """Return the frame of what `QuicRequest.coerce` takes."""
+        synapse_type, data = QuicRequest.parts(request)
         return encode_synapse_packet(
-            request.synapse_type,
-            request.data,
-            int(time.time()),
-            self.config.max_frame_payload_bytes,
+            synapse_type, data, int(time.time()), self.config.max_frame_payload_bytes
         )
 
     def _require_endpoint(self) -> dict[int, ClientEndpoint]:

@@ -50,7 +50,7 @@ from lightning.binding import (
 from lightning.chunks import ChunkStream, stream
 from lightning.errors import ConfigError
 from lightning.pool import HandlerPool
-from lightning.running import call, run
+from lightning.running import call, run, run_async
 from lightning.typed import check_data_type, from_data, to_data
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ __all__ = [
     "HandlerTable",
     "call",
     "run",
+    "run_async",
     "stream",
     "typed_async_handler",
     "typed_handler",

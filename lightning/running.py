@@ -7,6 +7,7 @@ import contextvars
 import inspect
 import threading
 from collections.abc import Mapping
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lightning.binding import Handler, HandlerContext, HandlerKind, name_of
@@ -14,11 +15,9 @@ from lightning.errors import HandlerError, SerializationError
 from lightning.typed import to_data
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
-
     from lightning.pool import HandlerPool, Mailbox
 
-__all__ = ["call", "run"]
+__all__ = ["call", "run", "run_async"]
 
 
 def call(
@@ -57,7 +56,7 @@ async def run(
         pool.post(job)
         return await job.result()
     if handler.kind is HandlerKind.ASYNC:
-        return await _run_async(handler, data, context)
+        return await run_async(handler, data, context)
     if handler.kind is HandlerKind.INLINE:
         return call(handler, data, context)
     raise HandlerError(f"handler {handler.name!r} streams")
@@ -116,13 +115,20 @@ class _Job:
             self._future.set_result(outcome)
 
 
-async def _run_async(
+async def run_async(
     handler: Handler, data: dict[str, Any], context: HandlerContext | None
 ) -> dict[str, Any]:
+    """Run an ASYNC handler for one answer; cancelling this cancels it.
+
+    Raises:
+        HandlerError: It raised, or returned what is not a map with ``str`` keys.
+    """
     watch = Cancellation()
     try:
         result = handler.invoke(data, context, None)
-        return _answer(await _awaitable(result))
+        if type(result) is not CoroutineType:
+            _require_awaitable(result)
+        return _answer(await result)
     except BaseException as error:
         watch.raise_(error)
 
@@ -169,12 +175,11 @@ def _answer(result: Any) -> dict[str, Any]:
         ) from error
 
 
-def _awaitable(result: Any) -> Awaitable[Any]:
-    if inspect.isawaitable(result):
-        return result
-    raise HandlerError(
-        f"async handler returned {name_of(type(result))}, not an awaitable"
-    )
+def _require_awaitable(result: Any) -> None:
+    if not inspect.isawaitable(result):
+        raise HandlerError(
+            f"async handler returned {name_of(type(result))}, not an awaitable"
+        )
 
 
 def refuse_coroutine(result: Any) -> None:

@@ -85,6 +85,10 @@ CANCEL_TIMEOUT = 1.0
 # Seconds between two looks for requests that never became complete.
 SWEEP_INTERVAL = 1.0
 
+# As plain numbers: they are compared for each request.
+SYNAPSE_PACKET = int(MessageType.SYNAPSE_PACKET)
+HANDSHAKE_REQUEST = int(MessageType.HANDSHAKE_REQUEST)
+
 log = logging.getLogger("lightning.server")
 
 
@@ -621,7 +625,7 @@ class AsyncLightningServer:
     ) -> None:
         """Run a request in a thread, or have the loop do what only that can."""
         try:
-            if kind != MessageType.SYNAPSE_PACKET:
+            if kind != SYNAPSE_PACKET:
                 self._mail(self._on_request, connection, exchange, kind, payload)
             elif self._open:
                 self._on_packet(connection, exchange, payload)
@@ -644,9 +648,9 @@ class AsyncLightningServer:
         if not self._open:
             return  # It ends with the connection, in a moment.
         try:
-            if kind == MessageType.SYNAPSE_PACKET:
+            if kind == SYNAPSE_PACKET:
                 self._on_packet(connection, exchange, payload)
-            elif kind == MessageType.HANDSHAKE_REQUEST:
+            elif kind == HANDSHAKE_REQUEST:
                 self._on_login(connection, exchange, payload)
             else:
                 exchange.respond(b"")

@@ -148,7 +148,7 @@ class QuicAxonInfo:
         """
         if isinstance(axon, cls):
             return axon
-        if isinstance(axon, Mapping):
+        if type(axon) is dict or isinstance(axon, Mapping):
             try:
                 return cls(
                     axon["hotkey"],
@@ -223,7 +223,8 @@ class QuicRequest:
         """
         if isinstance(request, cls):
             return request
-        if not isinstance(request, Mapping):
+        # A dict is asked for first: the abstract class answers slowly.
+        if type(request) is not dict and not isinstance(request, Mapping):
             raise TypeError(
                 f"a request is a QuicRequest or a mapping, not {type(request).__name__}"
             )
@@ -235,6 +236,17 @@ class QuicRequest:
         if data is None:
             raise TypeError("data must be a mapping, not NoneType")
         return cls(synapse_type, data)
+
+    @classmethod
+    def parts(cls, request: Any) -> tuple[str, dict[str, Any]]:
+        """Return type and data of what `coerce` accepts; raises as that does."""
+        if type(request) is dict:
+            synapse_type, data = request.get("synapse_type"), request.get("data")
+            if type(synapse_type) is str and type(data) is dict:
+                # Nothing to check or to convert, and nothing to keep.
+                return synapse_type, data
+        checked = cls.coerce(request)
+        return checked.synapse_type, checked.data
 
 
 @dataclass(slots=True)
@@ -395,6 +407,8 @@ def check_timeout(timeout_secs: float | None) -> float | None:
     """
     if timeout_secs is None:
         return None
+    if type(timeout_secs) in (float, int) and 1 <= timeout_secs <= MAX_TIMEOUT:
+        return float(timeout_secs)
     try:
         seconds = float(timeout_secs) if _is_number(timeout_secs) else None
     except OverflowError:

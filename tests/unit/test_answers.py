@@ -31,7 +31,7 @@ class Exchange:
 
 @pytest.fixture
 def answers():
-    answers = Answers(LightningServerConfig())
+    answers = Answers(LightningServerConfig(), lambda: None)
     yield answers
     answers.pool.shutdown(wait=True)
 
