@@ -47,6 +47,10 @@ log = logging.getLogger("lightning.server")
 CHUNKS_A_TURN = 16
 
 
+# Answers that leave together, while there are more to come.
+ANSWERS_A_FLUSH = 8
+
+
 class Answers:
     """Answers requests by handlers, within the limits of the settings.
 
@@ -213,7 +217,13 @@ class Answers:
             while True:
                 self._woken = False
                 began = True
+                answered = 0
                 while waiting:
+                    if answered == ANSWERS_A_FLUSH:
+                        # The client works on these while we do on the others.
+                        answered = 0
+                        self._flush()
+                    answered += 1
                     exchange, handler, data, context = waiting.popleft()
                     if waiting and not self._woken:
                         # They are not held up, should this one have to wait.
