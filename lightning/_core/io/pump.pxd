@@ -69,6 +69,7 @@ cdef struct Pump:
     # Read and written by many threads, as atomics.
     uint64_t attended  # steps of the owner, or of leaders
     uint32_t led  # somebody leads
+    uint32_t overrun  # requests wait, and nobody who serves is free
     uint32_t dozing  # the thread sleeps until the leader leaves
     uint32_t quick  # waits in a row that were short
     uint32_t waiting  # length of the list
@@ -120,5 +121,7 @@ cdef void pump_rouse(Pump* p, Waiter* first) noexcept nogil
 cdef void pump_poke(Pump* p, Waiter* w) noexcept nogil
 # Let nobody wait any more.
 cdef void pump_dismiss(Pump* p) noexcept nogil
+# Say, once each time, if requests wait and nobody who serves was free.
+cdef bint pump_is_overrun(Pump* p) noexcept nogil
 # Take note that `notify_fd` was seen.
 cdef void pump_acknowledge(Pump* p) noexcept nogil

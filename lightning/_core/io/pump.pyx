@@ -383,6 +383,10 @@ cdef void rouse(Pump* p) noexcept nogil:
         signal_fd(p.wake_end)
 
 
+cdef bint pump_is_overrun(Pump* p) noexcept nogil:
+    return exchange(&p.overrun, 0) != 0
+
+
 cdef void pump_acknowledge(Pump* p) noexcept nogil:
     drain_fd(p.notify_fd)
     store32(&p.notified, 0)
@@ -403,10 +407,13 @@ cdef void pump_stats(
 
 # --- The thread -------------------------------------------------------------------
 
-cdef void notify(Pump* p) noexcept nogil:
-    """Tell the owner, if there is something that needs Python."""
-    if has_work(p) and exchange(&p.notified, 1) == 0:
+cdef bint notify(Pump* p) noexcept nogil:
+    """Tell the owner, if there is something that needs Python; say if there is."""
+    if not has_work(p):
+        return False
+    if exchange(&p.notified, 1) == 0:
         signal_fd(p.notify_end)
+    return True
 
 
 cdef bint wait(Pump* p, bint for_socket, int64_t until) noexcept nogil:
@@ -506,6 +513,7 @@ cdef void* run(void* context) noexcept nogil:
         step(p, False)
         if not p.is_owned and load32(&p.desk.ready) and not pump_pass(p):
             # Everybody who serves is busy.
+            store32(&p.overrun, 1)
             if exchange(&p.notified, 1) == 0:
                 signal_fd(p.notify_end)
         notify(p)
@@ -649,7 +657,9 @@ cdef int lead(Pump* p, Waiter* w, bint serves, int64_t until) noexcept nogil:
             return WAIT_INTERRUPTED
         add(&p.attended, 1)
         step(p, True)
-        notify(p)
+        if notify(p):
+            # Another thread has something to do: it needs the processor more.
+            store32(&p.quick, 0)
         now = pump_clock()
         if is_done(p, w, serves):
             store32(&p.quick, p.quick + 1 if now - began < SPIN else 0)
