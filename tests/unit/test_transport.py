@@ -684,3 +684,13 @@ async def test_a_loop_need_not_tell_when_its_timers_are_due(endpoints, monkeypat
     for _ in range(3):
         assert await ask(connection) == b"q"
     assert len(made) > 2
+
+
+async def test_a_small_socket_buffer_is_pointed_out(caplog, monkeypatch):
+    monkeypatch.setattr(transport, "SMALL_BUFFER", 1 << 40)
+    transport._check_buffer.cache_clear()
+    endpoint = ClientEndpoint(TransportConfig(**CONFIG))
+    await endpoint.open(socket.AF_INET)
+    endpoint.close("")
+    transport._check_buffer.cache_clear()
+    assert "net.core.rmem_max" in caplog.text

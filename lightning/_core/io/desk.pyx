@@ -30,7 +30,7 @@ cdef extern from * nogil:
     """
     #include <stdint.h>
     #include <time.h>
-    #if defined(__linux__)
+    #if defined(__linux__) && !defined(LIGHTNING_PORTABLE)
     #include <linux/futex.h>
     #include <sys/syscall.h>
     #include <unistd.h>

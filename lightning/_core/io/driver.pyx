@@ -23,8 +23,8 @@ from lightning._core.io.desk cimport (
 from lightning._core.io.links cimport Link, ServerExchange, finish_calls
 from lightning._core.io.pump cimport (
     WAIT_INTERRUPTED, pump_acknowledge, pump_attend, pump_clock, pump_close,
-    pump_deadline, pump_dismiss, pump_flush, pump_is_overrun, pump_linger, pump_open, pump_pass,
-    pump_rouse, pump_start, pump_stats, pump_wait
+    pump_deadline, pump_dismiss, pump_flush, pump_is_overrun, pump_linger, pump_open,
+    pump_pass, pump_rouse, pump_start, pump_stats, pump_wait
 )
 from lightning._core.io.udp cimport UDP_NO_GSO, UdpSocket
 from lightning._core.quic.connection cimport connection_stream
@@ -587,6 +587,8 @@ cdef class Driver(DriverBase):
             "send_calls": udp.send_calls,
             "not_sent": udp.not_sent,
             "gso": bool(udp.gso),
+            "gro": bool(udp.gro),
+            "plain": bool(udp.plain),
             "receive_buffer": udp.receive_buffer,
             "send_buffer": udp.send_buffer,
             "attended": attended,

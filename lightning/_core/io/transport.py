@@ -10,10 +10,11 @@ import asyncio
 import ipaddress
 import logging
 import socket
+import sys
 import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, cast
 
 from lightning._core.io.driver import Driver
@@ -47,6 +48,7 @@ STREAM_WINDOW = 1_250_000
 STREAM_WINDOW_MAX = 16 * 1024 * 1024
 # Asked of the kernel; it grants what its limits allow.
 SOCKET_BUFFER = 4 * 1024 * 1024
+SMALL_BUFFER = 1024 * 1024
 INTERNAL_ERROR = 0x1  # RFC 9000 section 20.1
 
 log = logging.getLogger("lightning.transport")
@@ -256,6 +258,20 @@ def open_socket(family: int, address: tuple[Any, ...] | None) -> socket.socket:
     return sock
 
 
+@cache  # Once is enough.
+def _check_buffer(size: int) -> None:
+    """Say how to get a larger socket buffer, where the system grants a small one."""
+    granted = size // 2 if sys.platform == "linux" else size  # Linux counts double.
+    if granted < SMALL_BUFFER:
+        log.warning(
+            "the system grants sockets %d KiB to receive: bursts may be lost and sent "
+            "again. On Linux: sysctl -w net.core.rmem_max=%d net.core.wmem_max=%d",
+            granted >> 10,
+            SOCKET_BUFFER,
+            SOCKET_BUFFER,
+        )
+
+
 class Endpoint:
     """One UDP socket and the connections on it; a client's or a server's.
 
@@ -336,6 +352,7 @@ class Endpoint:
             driver.close()
             raise
         self._driver, self._local = driver, local
+        _check_buffer(driver.stats()["receive_buffer"])
 
     @property
     def connections(self) -> dict[int, Connection]:
