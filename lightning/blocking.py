@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+import time
 from typing import TYPE_CHECKING, Any, Self
 
+from lightning._core.io.gathering import Gathering
 from lightning._core.io.loop import LoopThread
 from lightning._core.wire.exchange import read_answer
 from lightning.client import AsyncLightning
 from lightning.config import LightningClientConfig, LightningServerConfig
-from lightning.errors import ConfigError
+from lightning.errors import ConfigError, RequestTimeout
 from lightning.fanout import BlockingFanOut, orders
 from lightning.server import STOP_TIMEOUT, AsyncLightningServer
 from lightning.serving import ServingThreads
@@ -25,12 +27,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import TracebackType
 
+    from lightning._core.io.links import Call
     from lightning.types import (
         ClientConnectionStats,
         PeerAddr,
         ServerConnectionStats,
         SynapseResponseDict,
     )
+
+
+# Bytes of a frame whose memory matters.
+LARGE = 1 << 20
 
 
 class Lightning:
@@ -185,7 +192,14 @@ class Lightning:
             connection, frame = self._io.call(client._prepare, axon, request)
         else:
             frame = client._encode(request)
-        call = connection.ask(frame, timeout)
+        if len(frame) > LARGE:
+            # It is freed when it has arrived, as nobody here keeps it.
+            gathering = Gathering(connection)
+            gathering.start(connection, frame, None)
+            del frame
+            call = _wait(gathering, timeout)
+        else:
+            call = connection.ask(frame, timeout)
         response = read_answer(call)
         return {
             "success": response.success,
@@ -469,3 +483,14 @@ def _unsigned(name: str, value: Any) -> int:
     if number < 0:
         raise OverflowError(f"{name} must not be negative")
     return number
+
+
+def _wait(gathering: Gathering, timeout: float | None) -> Call:
+    """Wait for the only call."""
+    until = None if timeout is None else time.monotonic() + timeout
+    try:
+        for call in gathering.wait(until):
+            return call
+    finally:
+        gathering.cancel()
+    raise RequestTimeout("query timed out", timeout=timeout or 0)

@@ -328,6 +328,7 @@ class AsyncLightning:
         connection = self._connection_to(axon) or await self._route(axon)
         answer: asyncio.Future[Call] = loop.create_future()
         call = connection.call(frame, answer, timeout)
+        del frame  # A large one is freed when it has arrived.
         try:
             await answer
         except BaseException:

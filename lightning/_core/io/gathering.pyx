@@ -183,6 +183,8 @@ cdef class Gathering:
                 )
         finally:
             driver.leave()
+        # Large requests that have arrived.
+        driver.endpoint.drain_releases()
         PyErr_CheckSignals()
         return 0
 

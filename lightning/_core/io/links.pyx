@@ -287,6 +287,9 @@ cdef class Link:
             status = CONNECTION_CLOSED if r.line is NULL else desk_call(r, pump_clock())
             endpoint_unlock(&driver.endpoint.core)
         if status == OK:
+            if r.request_size > SEND_COPY_MAX:
+                # The engine has it, and lets go of it when it has arrived.
+                call.frame = None
             return 0
         r.user = NULL
         if not wakes:
