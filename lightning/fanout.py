@@ -19,7 +19,7 @@ from lightning._core.io.gathering import Gathering
 from lightning._core.io.links import Call
 from lightning._core.wire.exchange import read_answer
 from lightning.errors import ConfigError, LightningConnectionError, RequestTimeout
-from lightning.types import QuicAxonInfo, QuicRequest, QuicResponse
+from lightning.types import QuicAxonInfo, QuicResponse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
@@ -38,14 +38,14 @@ LOOK = 1.0
 
 
 def orders(
-    axons: Iterable[Any], request: Any, encode: Callable[[QuicRequest], bytes]
+    axons: Iterable[Any], request: Any, encode: Callable[[Any], bytes]
 ) -> list[Order]:
     """Return what to send to whom, all checked and encoded.
 
     Args:
         axons: Anything `QuicAxonInfo.coerce` takes, each.
         request: One for all, or a sequence of as many as there are axons.
-        encode: Makes the frame of a request.
+        encode: Makes the frame of anything `QuicRequest.coerce` takes.
 
     Raises:
         ConfigError: There are not as many requests as axons.
@@ -53,13 +53,12 @@ def orders(
             `AsyncLightning.query_axon`.
     """
     miners = [QuicAxonInfo.coerce(axon) for axon in axons]
-    if not isinstance(request, Sequence):
-        frame = encode(QuicRequest.coerce(request))
+    if not isinstance(request, Sequence) or isinstance(request, (str, bytes)):
+        frame = encode(request)
         return [(miner, frame) for miner in miners]
-    requests = [QuicRequest.coerce(each) for each in request]
-    if len(requests) != len(miners):
-        raise ConfigError(f"{len(requests)} requests for {len(miners)} axons")
-    return list(zip(miners, map(encode, requests), strict=True))
+    if len(request) != len(miners):
+        raise ConfigError(f"{len(request)} requests for {len(miners)} axons")
+    return list(zip(miners, map(encode, request), strict=True))
 
 
 def _read(call: Call) -> QuicResponse | Exception:
