@@ -24,7 +24,7 @@ from lightning._core.io.links cimport Link, ServerExchange, finish_calls
 from lightning._core.io.pump cimport (
     WAIT_INTERRUPTED, pump_acknowledge, pump_attend, pump_clock, pump_close,
     pump_deadline, pump_dismiss, pump_flush, pump_is_overrun, pump_linger, pump_open,
-    pump_pass, pump_rouse, pump_start, pump_stats, pump_wait
+    pump_pass, pump_rouse, pump_start, pump_stats, pump_summon, pump_wait
 )
 from lightning._core.io.udp cimport UDP_NO_GSO, UdpSocket
 from lightning._core.quic.connection cimport connection_stream
@@ -387,8 +387,11 @@ cdef class Driver(DriverBase):
                 if load32(&self.desk.ready):
                     if self.is_owned:
                         self.begin_requests()
-                    elif self.on_busy is not None and pump_is_overrun(&self.pump):
-                        self.on_busy()
+                    else:
+                        with nogil:
+                            pump_summon(&self.pump)
+                        if pump_is_overrun(&self.pump) and self.on_busy is not None:
+                            self.on_busy()
                 if count == 0:
                     if not self.is_open:
                         break

@@ -121,7 +121,10 @@ cdef void pump_rouse(Pump* p, Waiter* first) noexcept nogil
 cdef void pump_poke(Pump* p, Waiter* w) noexcept nogil
 # Let nobody wait any more.
 cdef void pump_dismiss(Pump* p) noexcept nogil
-# Say, once each time, if requests wait and nobody who serves was free.
+# Wake somebody who serves, if requests wait. False if nobody is free: whoever is busy
+# looks when it is through, which may take it long.
+cdef bint pump_summon(Pump* p) noexcept nogil
+# Say, once each time, if that was so when the thread looked.
 cdef bint pump_is_overrun(Pump* p) noexcept nogil
 # Take note that `notify_fd` was seen.
 cdef void pump_acknowledge(Pump* p) noexcept nogil

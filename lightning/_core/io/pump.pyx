@@ -387,6 +387,15 @@ cdef bint pump_is_overrun(Pump* p) noexcept nogil:
     return exchange(&p.overrun, 0) != 0
 
 
+cdef bint pump_summon(Pump* p) noexcept nogil:
+    if not load32(&p.desk.ready):
+        return True
+    if load32(&p.led):
+        signal_fd(p.lead_end)
+        return True
+    return pump_pass(p)
+
+
 cdef void pump_acknowledge(Pump* p) noexcept nogil:
     drain_fd(p.notify_fd)
     store32(&p.notified, 0)
@@ -511,8 +520,7 @@ cdef void* run(void* context) noexcept nogil:
             break
         add(&p.stand_ins, 1)
         step(p, False)
-        if not p.is_owned and load32(&p.desk.ready) and not pump_pass(p):
-            # Everybody who serves is busy.
+        if not p.is_owned and not pump_summon(p):
             store32(&p.overrun, 1)
             if exchange(&p.notified, 1) == 0:
                 signal_fd(p.notify_end)
