@@ -54,7 +54,7 @@ from lightning.running import call, run, run_async
 from lightning.typed import check_data_type, from_data, to_data
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 __all__ = [
     "ChunkStream",
@@ -63,6 +63,7 @@ __all__ = [
     "HandlerKind",
     "HandlerPool",
     "HandlerTable",
+    "Registered",
     "call",
     "run",
     "run_async",
@@ -163,6 +164,18 @@ class HandlerTable:
         return (
             self._streaming.get(name) or self._async.get(name) or self._plain.get(name)
         )
+
+
+class Registered:
+    """What registering a handler returns: it is done, and awaiting it does nothing.
+
+    The peer's Rust crate awaits these calls, so ours may be awaited, too; they are
+    typed ``Any`` so that no type checker asks for it.
+    """
+
+    def __await__(self) -> Iterator[Any]:
+        """Return at once."""
+        return iter(())
 
 
 def typed_handler(

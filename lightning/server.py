@@ -51,6 +51,7 @@ from lightning.handlers import (
     HandlerContext,
     HandlerKind,
     HandlerTable,
+    Registered,
 )
 from lightning.handshake import (
     accept,
@@ -68,11 +69,10 @@ from lightning.signer import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine
     from types import TracebackType
 
     from lightning._core.io.links import ServerExchange
-    from lightning.pool import Mailbox
     from lightning.serving import ServingThreads
     from lightning.types import PeerAddr, ServerConnectionStats
 
@@ -85,23 +85,10 @@ CANCEL_TIMEOUT = 1.0
 # Seconds between two looks for requests that never became complete.
 SWEEP_INTERVAL = 1.0
 
-# As plain numbers: they are compared for each request.
-SYNAPSE_PACKET = int(MessageType.SYNAPSE_PACKET)
-HANDSHAKE_REQUEST = int(MessageType.HANDSHAKE_REQUEST)
+SYNAPSE_PACKET = MessageType.SYNAPSE_PACKET.value
+HANDSHAKE_REQUEST = MessageType.HANDSHAKE_REQUEST.value
 
 log = logging.getLogger("lightning.server")
-
-
-class Registered:
-    """What registering a handler returns: it is done, and awaiting it does nothing.
-
-    The peer's Rust crate awaits these calls, so ours may be awaited, too; they are
-    typed ``Any`` so that no type checker asks for it.
-    """
-
-    def __await__(self) -> Iterator[Any]:
-        """Return at once."""
-        return iter(())
 
 
 class AsyncLightningServer:
@@ -179,7 +166,8 @@ class AsyncLightningServer:
         self._complained_at = -COMPLAINT_INTERVAL
         # The blocking face sets this: requests are run by these, and not by the loop.
         self._threads: ServingThreads | None = None
-        self._mailbox: Mailbox | None = None
+        # Has the loop call a function, from any thread.
+        self._post: Callable[..., object] = lambda *_: None
 
     @classmethod
     def with_config(
@@ -331,7 +319,7 @@ class AsyncLightningServer:
         self._permits = PermitSet()
         self._permits_known = asyncio.Event()
         self._sources = SourceAllowlist.enforce(())
-        self._mailbox = self._answers.pool.mailbox()
+        self._post = self._answers.pool.mailbox().post
         self._open = True
         try:
             endpoint = self._endpoint = await self._bind()
@@ -394,7 +382,7 @@ class AsyncLightningServer:
             on_connection=self._on_connection,
             on_request=self._on_request,
             threads=self._threads is not None,
-            on_busy=self._on_busy,
+            on_busy=None if self._threads is None else self._threads.add,
         )
         try:
             places = await asyncio.get_running_loop().getaddrinfo(
@@ -605,45 +593,21 @@ class AsyncLightningServer:
 
     @property
     def _answering(self) -> int:
-        """How many requests and logins are being answered."""
         return len(self._requests) + len(self._answers.running)
 
     def _flush(self) -> None:
         if self._endpoint is not None:
             self._endpoint.flush()
 
-    def _on_busy(self) -> None:
-        if self._threads is not None:
-            self._threads.add()
-
-    def _serve(
-        self,
-        connection: Connection,
-        exchange: ServerExchange,
-        kind: int,
-        payload: Any,
-    ) -> None:
+    def _serve(self, *request: Any) -> None:
         """Run a request in a thread, or have the loop do what only that can."""
-        try:
-            if kind != SYNAPSE_PACKET:
-                self._mail(self._on_request, connection, exchange, kind, payload)
-            elif self._open:
-                self._on_packet(connection, exchange, payload)
-        except Exception:
-            log.exception("request from %s failed", connection.address)
-            fail(exchange, ERROR_PROCESSING)
-
-    def _mail(self, function: Callable[..., object], *args: Any) -> None:
-        """Call a function on the loop, from a thread."""
-        if self._mailbox is not None:
-            self._mailbox.post(function, *args)
+        if request[2] == SYNAPSE_PACKET:
+            self._on_request(*request)
+        else:
+            self._post(self._on_request, *request)
 
     def _on_request(
-        self,
-        connection: Connection,
-        exchange: ServerExchange,
-        kind: int,
-        payload: Any,
+        self, connection: Connection, exchange: ServerExchange, kind: int, payload: Any
     ) -> None:
         if not self._open:
             return  # It ends with the connection, in a moment.
@@ -829,9 +793,9 @@ class AsyncLightningServer:
             self._threads.about_to_run(handler)
             answers.here(exchange, handler, data, context)
         elif kind is HandlerKind.ASYNC:
-            self._mail(answers.in_task, exchange, handler, data, context)
+            self._post(answers.in_task, exchange, handler, data, context)
         else:
-            self._mail(self._begin, connection, exchange, handler, data, context)
+            self._post(self._begin, connection, exchange, handler, data, context)
 
     def _begin(
         self,
