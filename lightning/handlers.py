@@ -50,7 +50,7 @@ from lightning.binding import (
 from lightning.chunks import ChunkStream, stream
 from lightning.errors import ConfigError
 from lightning.pool import HandlerPool
-from lightning.running import call, run, run_async
+from lightning.running import call, run_async
 from lightning.typed import check_data_type, from_data, to_data
 
 if TYPE_CHECKING:
@@ -65,7 +65,6 @@ __all__ = [
     "HandlerTable",
     "Registered",
     "call",
-    "run",
     "run_async",
     "stream",
     "typed_async_handler",

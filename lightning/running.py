@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import inspect
 import threading
 from collections.abc import Mapping
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
-from lightning.binding import Handler, HandlerContext, HandlerKind, name_of
+from lightning.binding import Handler, HandlerContext, name_of
 from lightning.errors import HandlerError, SerializationError
 from lightning.typed import to_data
 
-if TYPE_CHECKING:
-    from lightning.pool import HandlerPool, Mailbox
-
-__all__ = ["call", "run", "run_async"]
+__all__ = ["call", "run_async"]
 
 
 def call(
@@ -34,85 +30,6 @@ def call(
         if is_interrupt(error):
             raise
         _fail(error)
-
-
-async def run(
-    handler: Handler,
-    data: dict[str, Any],
-    context: HandlerContext | None,
-    pool: HandlerPool,
-) -> dict[str, Any]:
-    """Run a handler for one answer, where its kind says.
-
-    The caller sets the time limit. When it cancels this, an ASYNC handler is cancelled;
-    a THREAD handler runs on unheard, or never starts if it had to wait for a thread.
-
-    Raises:
-        HandlerError: It raised, returned what is not a map with ``str`` keys, or found
-            no thread.
-    """
-    if handler.kind is HandlerKind.THREAD:
-        job = _Job(handler, data, context, pool.mailbox())
-        pool.post(job)
-        return await job.result()
-    if handler.kind is HandlerKind.ASYNC:
-        return await run_async(handler, data, context)
-    if handler.kind is HandlerKind.INLINE:
-        return call(handler, data, context)
-    raise HandlerError(f"handler {handler.name!r} streams")
-
-
-class _Job:
-    """One THREAD handler's run, and its way back to the event loop."""
-
-    __slots__ = ("_future", "_mailbox", "_work")
-
-    def __init__(
-        self,
-        handler: Handler,
-        data: dict[str, Any],
-        context: HandlerContext | None,
-        mailbox: Mailbox,
-    ) -> None:
-        self._mailbox = mailbox
-        self._future: asyncio.Future[dict[str, Any]] = mailbox.loop.create_future()
-        # One attribute, so that the thread sees all of it or None.
-        self._work: tuple[Any, ...] | None = (
-            contextvars.copy_context(),
-            handler,
-            data,
-            context,
-        )
-
-    async def result(self) -> dict[str, Any]:
-        try:
-            return await self._future
-        finally:
-            # What still waits for a thread is not worth starting, or keeping in memory.
-            self._work = None
-
-    def execute(self) -> None:
-        work, self._work = self._work, None
-        if work is None:
-            return
-        variables, handler, data, context = work
-        try:
-            outcome = variables.run(call, handler, data, context)
-        except BaseException as error:
-            outcome = failure(error)
-        self._mailbox.post(self._finish, outcome)
-
-    def abandon(self) -> None:
-        error = HandlerError("the handler pool is shut down")
-        self._mailbox.post(self._finish, error)
-
-    def _finish(self, outcome: dict[str, Any] | HandlerError) -> None:
-        if self._future.done():
-            return
-        if isinstance(outcome, HandlerError):
-            self._future.set_exception(outcome)
-        else:
-            self._future.set_result(outcome)
 
 
 async def run_async(

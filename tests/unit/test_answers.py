@@ -2,13 +2,14 @@
 
 import asyncio
 import itertools
+import threading
 
 import pytest
 
 from lightning import HandlerContext, LightningServerConfig, PeerAddr
 from lightning._core.wire.messages import StreamChunk, StreamEnd, SynapseResponse
 from lightning.answers import Answers, fail
-from lightning.handlers import HandlerTable
+from lightning.handlers import HandlerPool, HandlerTable
 
 CONTEXT = HandlerContext("v", PeerAddr("127.0.0.1", 1), "h", 0.0, "conn_v_1")
 
@@ -20,6 +21,7 @@ class Exchange:
 
     def __init__(self, wants: int = 100) -> None:
         self.wants = wants
+        self.on_cancel = None
         self.frames: list[tuple[bytes, bool]] = []
 
     def respond(self, frame: bytes, fin: bool = True) -> bool:
@@ -115,3 +117,63 @@ def test_a_failure_is_in_the_frame_that_its_caller_waits_for():
         assert (frame[0], fin) == (kind, True)
         message = (SynapseResponse if kind == 4 else StreamEnd).from_payload(frame[5:])
         assert (message.success, message.error) == (False, "why")
+
+
+class Stuck:
+    """A plain handler in the only thread that there is."""
+
+    def __init__(self, answers: Answers) -> None:
+        answers.pool = HandlerPool(1)
+        self.answers = answers
+        self.entered = threading.Event()
+        self.release = threading.Event()
+        self.started: list[int] = []
+        self.handler = HandlerTable().add("h", self.run)
+
+    def run(self, data: dict) -> dict:
+        self.started.append(data["n"])
+        self.entered.set()
+        self.release.wait(30)
+        return {}
+
+    def begin(self, n: int) -> Exchange:
+        exchange = Exchange()
+        self.answers.in_thread(exchange, self.handler, {"n": n}, None)
+        return exchange
+
+
+def text_of(exchange: Exchange) -> str | None:
+    ((frame, fin),) = exchange.frames
+    assert fin
+    return SynapseResponse.from_payload(frame[5:]).error
+
+
+def test_a_cancelled_request_in_the_queue_never_starts(answers):
+    """What waited for a thread when its client left is dropped."""
+    stuck = Stuck(answers)
+    first, second, third = (stuck.begin(n) for n in range(3))
+    assert stuck.entered.wait(30)
+    assert len(answers.running) == 3
+    second.on_cancel()
+    assert len(answers.running) == 2
+    stuck.release.set()
+    answers.pool.shutdown(wait=True, cancel_futures=False)
+    assert stuck.started == [0, 2]
+    assert text_of(first) is text_of(third) is None
+    assert not second.frames
+    assert not answers.running
+
+
+def test_shutting_the_pool_down_answers_what_waits(answers):
+    """A request that waits for a thread is answered, one that runs goes on."""
+    stuck = Stuck(answers)
+    first, second = stuck.begin(1), stuck.begin(2)
+    assert stuck.entered.wait(30)
+    answers.pool.shutdown()
+    assert text_of(second) == "request processing failed"
+    stuck.release.set()
+    answers.pool.shutdown(wait=True)
+    assert text_of(first) is None
+    assert text_of(stuck.begin(3)) == "request processing failed"
+    assert stuck.started == [1]
+    assert not answers.running

@@ -16,10 +16,10 @@ from lightning.errors import ConfigError, DecodeError, EncodeTypeError, HandlerE
 from lightning.handlers import (
     HandlerPool,
     HandlerTable,
-    run,
     typed_async_handler,
     typed_handler,
 )
+from tests.unit.test_running import run
 
 if TYPE_CHECKING:
     from nowhere import Missing

@@ -298,7 +298,7 @@ def test_stuck_handlers_do_not_hold_up_the_exit(ending: str, code: int) -> None:
     """A process whose handlers never return ends at once, with its own exit code."""
     program = """
         import asyncio, sys, threading
-        from lightning.handlers import HandlerPool, HandlerTable, run, stream
+        from lightning.handlers import HandlerPool, HandlerTable, call, stream
 
         pool = HandlerPool(8)
         stuck = threading.Event()
@@ -317,8 +317,11 @@ def test_stuck_handlers_do_not_hold_up_the_exit(ending: str, code: int) -> None:
         plain = table.add("plain", wait_for_ever)
         chunks = table.add_streaming("chunks", generate_for_ever)
 
+        def run(handler):
+            return asyncio.wrap_future(pool.submit(call, handler, {}, None))
+
         async def serve():
-            for one in (run(plain, {}, None, pool),
+            for one in (run(plain),
                         anext(stream(chunks, {}, None, pool))):
                 try:
                     await asyncio.wait_for(one, 0.05)
@@ -329,7 +332,7 @@ def test_stuck_handlers_do_not_hold_up_the_exit(ending: str, code: int) -> None:
         async def exit_in_handler():
             handler = table.add("exit", lambda data: sys.exit(7))
             try:
-                await run(handler, {}, None, pool)
+                await run(handler)
             except RuntimeError as error:
                 assert "SystemExit: 7" in str(error)
 

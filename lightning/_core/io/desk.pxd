@@ -129,7 +129,7 @@ cdef struct Desk:
     Call* ended_first  # for `desk_next_ended`
     Call* ended_last
     Waiter* roused  # for `desk_take_roused`
-    uint32_t calls  # under way
+    uint32_t calls  # under way, an atomic
     # No call is due before; INT64_MAX if none ever is.
     int64_t until
     # Complete requests, oldest first, under a mutex of their own, that is held for a

@@ -243,7 +243,7 @@ cdef int desk_call(Call* call, int64_t now) noexcept nogil:
     if status != OK:
         call.line = NULL
     else:
-        line.desk.calls += 1
+        store32(&line.desk.calls, line.desk.calls + 1)
         if call.until:
             line.desk.until = min(line.desk.until, call.until)
     endpoint_touch(line.desk.core, line.c, now)
@@ -342,7 +342,7 @@ cdef void settle(Call* call, int outcome, uint64_t code) noexcept nogil:
     call.outcome = outcome
     call.code = code
     call.ended = d.core.now
-    d.calls -= 1
+    store32(&d.calls, d.calls - 1)
     call.line = NULL
     call.after = NULL
     if call.group is not NULL:
@@ -438,7 +438,7 @@ cdef void desk_cancel(Call* call, int64_t now) noexcept nogil:
         connection_reset(c, call.stream.id, 0)
         detach(call)
     unlist(call)
-    line.desk.calls -= 1
+    store32(&line.desk.calls, line.desk.calls - 1)
     call.line = NULL
     call.outcome = CALL_CANCELLED
     endpoint_touch(line.desk.core, c, now)

@@ -212,7 +212,7 @@ cdef class Driver(DriverBase):
             return
         if linger:
             # One caller, or one that was answered: others are not to be held up.
-            linger = self.owed == 0 and self.desk.calls + self.begun == 1
+            linger = self.owed == 0 and load32(&self.desk.calls) + self.begun == 1
             self.begun = 0
         with nogil:
             has_work = pump_flush(&self.pump)
