@@ -1143,7 +1143,7 @@ async def test_a_permit_that_is_lost_while_signing_is_lost(start_server, make_cl
     axon = QuicAxonInfo(MINER_HOTKEY, "127.0.0.1", port_of(server))
     await until_async(lambda: len(server._permits))
     query = asyncio.create_task(client.query_axon(axon, ECHO))
-    await until_async(lambda: len(server._nonces))
+    await until_async(lambda: len(server._nonces) and len(server._permits))
     resolver.answer = set()
     await until_async(lambda: not len(server._permits))
     release.set()
