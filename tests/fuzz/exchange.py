@@ -1,14 +1,12 @@
 """Exchanges: any sequence of stream events and calls.
 
-The input is a program for both ends, a client's and a server's, not connected with each
-other. Errors have names. Of each request its owner hears once how it failed, nothing
+The input is a program for a client's end. Errors have names. Of each request its owner hears once how it failed, nothing
 after that, and nothing after it lost interest. Nothing is asked of the layer below for a
 stream that ended, and when the connection is lost nothing is left.
 """
 
 from lightning._core.wire.exchange import (
     Exchanges,
-    read_answer,
     read_login_answer,
     read_stream_frame,
 )
@@ -23,15 +21,14 @@ from lightning.errors import (
 from tests.fuzz.cutter import Cutter
 
 MAX_PAYLOAD = 600
-DATA, FRAME, RESET, STOPPED, START, ACT, ALLOW, EXPIRE, LOSE = range(9)
+DATA, FRAME, RESET, STOPPED, START, ACT, ALLOW, LOSE = range(8)
 STREAMS = 12
 
 
 class Link:
     """The verbs of a connection; a wrong use of them fails."""
 
-    def __init__(self, first):
-        self.first = first
+    def __init__(self):
         self.opened = 0
         self.allowed = 3
         self.ended = set()
@@ -43,7 +40,7 @@ class Link:
         if self.opened >= self.allowed:
             return -1
         self.opened += 1
-        return self.first + 4 * (self.opened - 1)
+        return 4 * (self.opened - 1)
 
     def send(self, stream_id, data, fin):
         """Send on a stream that did not end."""
@@ -84,7 +81,7 @@ class Request:
     def on_frame(self, exchange, kind, payload):
         """Read it in each way that there is; want no more after some."""
         assert not self.over
-        for read in (read_answer, read_login_answer, read_stream_frame):
+        for read in (read_login_answer, read_stream_frame):
             try:
                 read(kind, payload)
             except (DecodeError, UnexpectedMessage, StreamError):
@@ -108,10 +105,9 @@ class Client:
     """The client's end."""
 
     def __init__(self):
-        self.link = Link(0)
+        self.link = Link()
         self.exchanges = Exchanges(self.link, MAX_PAYLOAD)
         self.requests = []
-        self.seen = set()
         self.lost = False
 
     def start(self, cutter):
@@ -146,67 +142,24 @@ class Client:
             assert request.over
 
 
-class Server:
-    """The server's end."""
-
-    def __init__(self):
-        self.link = Link(1)
-        self.exchanges = Exchanges(self.link, MAX_PAYLOAD, self.on_request)
-        self.requests = []
-        self.cancels = []
-        self.asked = set()
-        self.seen = set()
-        self.lost = False
-
-    def on_request(self, exchange, _kind, payload):
-        """Take a request, or answer at once."""
-        assert exchange.stream_id not in self.asked
-        self.asked.add(exchange.stream_id)
-        number = len(self.requests)
-        self.requests.append(exchange)
-        if payload[:1] == b"\xff":
-            exchange.respond(b"answer", True)
-        else:
-            exchange.on_cancel = lambda: self.cancels.append(number)
-
-    def start(self, cutter):
-        """Nothing: a server waits."""
-
-    def act(self, cutter):
-        """Answer."""
-        which, fin = cutter.byte(), cutter.byte()
-        if self.requests:
-            exchange = self.requests[which % len(self.requests)]
-            exchange.respond(b"answer", bool(fin & 1))
-
-    def check(self):
-        """Each was told of its cancellation once at most."""
-        assert len(set(self.cancels)) == len(self.cancels)
-
-
 def check(data):
     """Run the program."""
     cutter = Cutter(data)
-    ends = Client(), Server()
-    # What the peer has ended already, by end and stream.
+    end = Client()
+    # What the peer has ended already.
     ended = set()
-    now = 0.0
     while cutter:
-        first = cutter.byte()
-        end = ends[first >> 7]
-        now += 1.0
-        step(end, first & 0x7F, cutter, ended, now)
-    for end in ends:
-        lose(end)
-        assert len(end.exchanges) == 0
-        end.check()
+        step(end, cutter.byte() & 0x7F, cutter, ended)
+    lose(end)
+    assert len(end.exchanges) == 0
+    end.check()
 
 
-def step(end, kind, cutter, ended, now):
+def step(end, kind, cutter, ended):
     """Do what comes next."""
-    kind %= 9
+    kind %= 8
     if kind <= STOPPED:
-        step_event(end, kind, cutter, ended, now)
+        step_event(end, kind, cutter, ended)
     elif kind == START:
         end.start(cutter)
     elif kind == ACT:
@@ -215,45 +168,34 @@ def step(end, kind, cutter, ended, now):
         end.link.allowed += cutter.byte() % 4
         if not end.lost:
             end.exchanges.pump()
-    elif kind == EXPIRE:
-        end.exchanges.expire(now - cutter.byte())
     elif cutter.byte() & 1:
         lose(end)
     assert len(end.exchanges) <= STREAMS + len(end.requests)
 
 
-def step_event(end, kind, cutter, ended, now):
+def step_event(end, kind, cutter, ended):
     """Tell of a stream what the layer below could."""
     stream = cutter.byte() % (4 * STREAMS)
     how = cutter.byte()
     data = cutter.take(how >> 1) if kind <= FRAME else b""
-    if end.lost or stream in end.link.released or not exists(end, stream, now):
+    opened = stream % 4 == 0 and stream // 4 < end.link.opened
+    if end.lost or stream in end.link.released or not opened:
         return
     if kind == STOPPED:
         # The layer below resets the stream then.
         end.link.ended.add(stream)
         end.exchanges.stop_sending(stream, how)
         return
-    if (end, stream) in ended or stream in end.link.stopped:
+    if stream in ended or stream in end.link.stopped:
         return
     if kind == RESET or how & 1:
-        ended.add((end, stream))
+        ended.add(stream)
     if kind == RESET:
         end.exchanges.stream_reset(stream, how)
         return
     if kind == FRAME:
         data = data[:1] + max(len(data) - 1, 0).to_bytes(4) + data[1:]
     end.exchanges.stream_data(stream, data, bool(how & 1))
-
-
-def exists(end, stream, now):
-    """Say if the layer below can tell of a stream; the peer opens others by that."""
-    if stream % 4 == end.link.first:
-        return stream // 4 < end.link.opened
-    if stream not in end.seen:
-        end.seen.add(stream)
-        end.exchanges.stream_opened(stream, now)
-    return stream not in end.link.released
 
 
 def lose(end):
@@ -279,13 +221,3 @@ def seeds():
     for one in client:
         for other in client:
             yield bytes([START, 2]) + one + other
-    server = [
-        bytes([0x80 | FRAME, 0, 12]) + b"\x03\x91\xc4\x02hi",
-        bytes([0x80 | FRAME, 4, 13]) + b"\x03\xff\xc4\x02hi",
-        bytes([0x80 | DATA, 8, 6]) + b"\x04\0\0", bytes([0x80 | EXPIRE, 0]),
-        bytes([0x80 | STOPPED, 0, 0]), bytes([0x80 | RESET, 0, 7]),
-        bytes([0x80 | ACT, 0, 0]), bytes([0x80 | ACT, 0, 1]), bytes([0x80 | LOSE, 1]),
-    ]  # fmt: skip
-    for one in server:
-        for other in server:
-            yield server[0] + one + other

@@ -6,6 +6,7 @@ other ends are raw, or ours. What a peer may do wrong is in `test_misbehaviour`.
 
 import asyncio
 import socket
+import time
 
 import pytest
 
@@ -14,12 +15,13 @@ from lightning._core.io.transport import ClientEndpoint, TransportConfig
 from lightning.errors import (
     ConnectionClosed,
     FrameTooLarge,
+    RequestTimeout,
     StreamClosedEarly,
     StreamReset,
     UnknownMessageType,
 )
 from tests.support.raw_peer import frame, raw_client, raw_server
-from tests.support.waiting import until_async
+from tests.support.waiting import until, until_async
 from tests.unit import test_transport
 from tests.unit.test_transport import CONFIG, Server
 
@@ -255,6 +257,44 @@ async def test_a_call_that_nobody_waits_for_frees_its_stream(endpoints):
     call, future = begin(connection)
     await end(future)
     assert call.answer() == (4, b"q")
+
+
+@pytest.mark.parametrize(
+    "order", ["answer close", "close answer", "answer timeout", "timeout answer"]
+)
+async def test_of_a_call_only_the_first_outcome_counts(endpoints, order):
+    """Whatever follows before its owner has heard of the end."""
+    serve, dial = endpoints
+    server = await serve()
+    server.answers = False
+    connection = await dial(server)
+    future = asyncio.get_running_loop().create_future()
+    first = order.split()[0]
+    timeout = {"answer timeout": 0.5, "timeout answer": 0.01}.get(order)
+    began = time.monotonic()
+    call = connection.call(frame(2, b"q"), future, timeout)
+    await until_async(lambda: server.requests)
+    # From here on the loop stands still; the sockets' own threads go on.
+    if first == "answer":
+        assert server.requests[0][1].respond(frame(4, b"a"))
+        server.endpoint.flush()
+    elif first == "close":
+        connection.close("enough")
+    until(lambda: not connection.under_way)
+    if first != "answer":
+        server.requests[0][1].respond(frame(4, b"a"))
+        server.endpoint.flush()
+    elif order == "answer close":
+        connection.close("enough")
+    else:
+        until(lambda: time.monotonic() - began > 0.5)
+    await end(future)
+    if first == "answer":
+        assert call.answer() == (4, b"a")
+    else:
+        error = ConnectionClosed if first == "close" else RequestTimeout
+        with pytest.raises(error):
+            call.answer()
 
 
 def test_calls_and_exchanges_are_not_made_by_hand():
