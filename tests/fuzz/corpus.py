@@ -12,7 +12,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent / "corpus"
 TARGETS = ("datagrams", "connection", "tls", "parameters", "frames", "messages",
-           "exchange")  # fmt: skip
+           "exchange", "desk")  # fmt: skip
 
 
 def inputs(target):
