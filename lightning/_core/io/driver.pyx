@@ -60,6 +60,9 @@ cdef extern from "Python.h":
 __all__ = ["Driver"]
 
 
+cdef enum: SERVED_A_FLUSH = 16
+
+
 @cython.final
 @cython.auto_pickle(False)
 cdef class Driver(DriverBase):
@@ -274,6 +277,7 @@ cdef class Driver(DriverBase):
         """
         cdef Waiter waiter
         cdef Request* r
+        cdef int served
         cdef int result
         memset(&waiter, 0, sizeof(Waiter))
         while self.is_open:
@@ -286,11 +290,19 @@ cdef class Driver(DriverBase):
                 self.endpoint.drain_releases()
             if result == WAIT_INTERRUPTED:
                 PyErr_CheckSignals()
+            served = 0
             while self.is_open:
                 r = desk_next_ready(&self.desk)
                 if r is NULL:
                     break
                 self.begin_request(r, handle)
+                served += 1
+                if served % SERVED_A_FLUSH == 0 and self.is_open:
+                    # However many wait, those that are answered do not.
+                    self.enter()
+                    with nogil:
+                        pump_flush(&self.pump)
+                    self.leave()
 
     def yield_lead(self):
         """Have another thread serve; for one that will be busy.
