@@ -25,6 +25,7 @@ from lightning._core.quic.streamtable cimport (
     list_remove
 )
 from lightning._core.wire.framing cimport HEADER_SIZE, frame_length, is_frame_type
+from lightning._core.wire.pages cimport expect_pages
 
 cdef extern from * nogil:
     """
@@ -120,6 +121,7 @@ cdef int frame_feed(
         grown = <uint8_t*> realloc(f.data, capacity)
         if grown is NULL:
             return CALL_NO_MEMORY
+        expect_pages(grown, capacity)
         f.data = grown
         f.capacity = capacity
     if count:

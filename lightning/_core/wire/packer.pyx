@@ -28,6 +28,7 @@ from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.stdint cimport INT8_MIN, INT16_MIN, INT32_MIN, UINT32_MAX
 from libc.string cimport memcpy
 
+from lightning._core.wire.pages cimport expect_pages, keep_pages
 from lightning._core.wire.framing cimport HEADER_SIZE, write_frame_header
 
 from lightning._core.wire.explain import hint, join_path, key_step, short
@@ -81,6 +82,9 @@ def packb(value):
     writer.root = "value"
     writer.write_value(value)
     return writer.finish()
+
+
+keep_pages()
 
 
 cdef Writer new_writer(Py_ssize_t reserved, Py_ssize_t limit):
@@ -148,6 +152,7 @@ cdef class Writer:
         _PyBytes_Resize(&self.buffer, self.reserved + needed)
         self.data = <uint8_t *>bytes_data(self.buffer)
         self.capacity = self.reserved + needed
+        expect_pages(self.data, self.capacity)
         return 0
 
     cdef inline int write_head(

@@ -6,7 +6,7 @@ bounded.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.dict cimport PyDict_SetItem, PyDict_Size
 from cpython.exc cimport PyErr_Clear, PyErr_ExceptionMatches
 from cpython.list cimport PyList_New
@@ -16,6 +16,7 @@ from libc.stdint cimport INT32_MAX, int8_t, int64_t, uint32_t
 from libc.string cimport memcmp, memcpy
 
 from lightning._core.wire.packer cimport MAX_DEPTH, SHALLOW
+from lightning._core.wire.pages cimport expect_pages
 
 from lightning._core.wire.explain import join_path, key_step
 from lightning.errors import DecodeError
@@ -464,7 +465,11 @@ cdef object make_string(Reader *reader, const Token *token):
 cdef bytes make_bytes(Reader *reader, const Token *token):
     """Make bytes and charge for them."""
     charge_string(reader, token.size, token.size)
-    return PyBytes_FromStringAndSize(<const char *>token.body, token.size)
+    cdef bytes value = PyBytes_FromStringAndSize(NULL, token.size)
+    cdef char *data = PyBytes_AS_STRING(value)
+    expect_pages(data, token.size)
+    memcpy(data, token.body, token.size)
+    return value
 
 
 cdef inline void charge_string(
