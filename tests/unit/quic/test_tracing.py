@@ -588,7 +588,7 @@ async def test_the_driver_writes_what_its_sockets_carry(tmp_path, monkeypatch):
     connection = await endpoint.connect(address)
     answers = []
     connection.exchanges.start(
-        raw_frame(3, SECRET),
+        raw_frame(2, SECRET),
         lambda exchange, kind, data: (exchange.complete(), answers.append(data)),
         lambda exchange, error: pytest.fail(str(error)),
     )
