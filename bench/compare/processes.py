@@ -56,13 +56,21 @@ class End:
     def ask(self, **operation: object) -> dict[str, Any]:
         """Have it do something; return what it measured."""
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(operation) + "\n")
             self._process.stdin.flush()
         line = self._line(ANSWER_TIMEOUT)
         if not line:
             raise RuntimeError(f"{self.name}: is gone; it was to do {operation}")
-        return json.loads(line)
+        while line and not line.startswith("{"):
+            # A contender's own log.
+            print(f"{self.name}: {line}", file=sys.stderr)
+            line = self._process.stdout.readline().strip()
+        try:
+            return json.loads(line)
+        except ValueError:
+            raise RuntimeError(f"{self.name}: answered {line!r}") from None
 
     def forget_peak(self) -> None:
         """Have the peak of memory begin anew (proc(5), ``clear_refs``)."""
