@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
 
     from lightning.pool import HandlerPool
 
@@ -68,13 +69,24 @@ async def _ask(resolve: Callable[[], Any], pool: HandlerPool) -> Any:
     try:
         if inspect.iscoroutinefunction(resolve):
             return await resolve()
-        result, error = await asyncio.wrap_future(pool.submit(_outcome, resolve))
+        asked = pool.submit(_outcome, resolve)
+        try:
+            result, error = await asyncio.wrap_future(asked)
+        except asyncio.CancelledError:
+            asked.add_done_callback(_close)
+            raise
         if error is not None:
             raise error
         return await result if inspect.isawaitable(result) else result
     except SystemExit as error:
         # Raised in a task, it would end the event loop.
         raise RuntimeError(f"the resolver raised {error!r}") from error
+
+
+def _close(asked: Future[tuple[Any, Exception | None]]) -> None:
+    """Close a coroutine that nobody will await."""
+    if not asked.cancelled() and inspect.iscoroutine(result := asked.result()[0]):
+        result.close()
 
 
 def _outcome(resolve: Callable[[], Any]) -> tuple[Any, Exception | None]:

@@ -10,6 +10,7 @@ import asyncio
 import os
 import resource
 import sys
+from pathlib import Path
 
 from lightning import (
     AsyncLightning,
@@ -31,9 +32,13 @@ MEMORY = {"synapse_type": "memory"}
 
 
 def peak() -> int:
-    """Return the most memory that this process ever had, in bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    """Return the most memory that this program ever had, in bytes."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except FileNotFoundError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # What getrusage() says begins with what the parent had when it forked.
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def register(server) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import threading
 
 import pytest
@@ -56,6 +57,26 @@ class Resolver:
 async def test_every_form_of_a_resolver_is_asked_again_and_again(begin, resolver):
     taken = begin(resolver)
     await until_async(lambda: taken[:3] == [1, 1, 1])
+
+
+async def test_a_coroutine_that_comes_too_late_is_closed():
+    """Whoever stops asking does not leave one behind that was never awaited."""
+    pool = HandlerPool(1)
+    begun, release = threading.Event(), threading.Event()
+
+    def resolve():
+        begun.set()
+        release.wait(10)
+        return asyncio.sleep(0)
+
+    task = asyncio.create_task(refresh_module._ask(resolve, pool))
+    await until_async(begun.is_set)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    release.set()
+    pool.shutdown(wait=True)
+    gc.collect()  # A warning would be an error.
 
 
 async def test_plain_functions_run_in_a_thread_and_coroutines_on_the_loop(begin):
