@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass, fields
+import os
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
 
 from lightning.errors import ConfigError
@@ -35,6 +36,7 @@ MAX_SIGNATURE_AGE: Final = 3600
 MAX_SECONDS: Final = 315_360_000
 # The largest login is below 512 bytes: an SS58 name, a nonce and a signature.
 MIN_LOGIN_FRAME: Final = 512
+RESET_SECRET: Final = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +99,39 @@ class LightningClientConfig:
     """Most seconds between two chunks of a streamed answer; above 0, default None:
     no limit."""
 
+    unresponsive_timeout: float | None = 10.0
+    """Seconds without any packet from a miner that owes us an acknowledgement after
+    which its connection is given up; above 0, default 10, None for ``idle_timeout``.
+
+    Not in the peer. A miner that lost its power or was killed is noticed by this.
+    """
+
+    background_reconnect: bool = False
+    """Whether a lost connection to a registered miner is dialled again by itself, so
+    that a query rarely meets a dead one; default False: by the next query.
+
+    Not in the peer. It keeps to the same back-off.
+    """
+
+    reconnect_jitter: float = 0.25
+    """Part of each wait of a background reconnect that is left to chance, so that many
+    validators do not come back to a miner at once; 0 to 1, default 0.25.
+
+    Not in the peer.
+    """
+
+    qlog_dir: str | None = None
+    """A directory that gets a trace in qlog format of each connection; default None.
+
+    Not in the peer. It costs time and disk, at most 1 GiB for each socket: for looking
+    into something.
+    """
+
+    keylog_file: str | None = None
+    """A file to which the secrets of all connections are appended, in NSS's key log
+    format, for Wireshark; default None. Who has it reads everything. Not in the peer.
+    """
+
     def __post_init__(self) -> None:
         _convert(self)
         _require_non_zero(
@@ -122,7 +157,11 @@ class LightningClientConfig:
                 f"max_stream_payload_bytes ({self.max_stream_payload_bytes}) must be "
                 f">= max_frame_payload_bytes ({self.max_frame_payload_bytes})"
             )
-        _require_non_zero(self, "stream_chunk_timeout")
+        _require_non_zero(self, "stream_chunk_timeout", "unresponsive_timeout")
+        if self.reconnect_jitter > 1:
+            raise ConfigError(
+                f"reconnect_jitter ({self.reconnect_jitter:g}) must not exceed 1"
+            )
         _require_timer_range(self)
 
     @staticmethod
@@ -254,6 +293,64 @@ class LightningServerConfig:
     are 9 Mbit/s.
     """
 
+    max_unauthenticated_per_source: int | None = None
+    """Most of ``max_unauthenticated_connections`` from one source address, IPv6 counted
+    by /64; above 0, default None: a quarter of them.
+
+    Not in the peer.
+    """
+
+    max_connections_per_minute: int | None = None
+    """New connections accepted from one source address in 60 seconds, IPv6 counted by
+    /64; above 0, default None: four times ``max_handshake_attempts_per_minute``.
+
+    Not in the peer. Memory: 24 bytes for each of ``max_tracked_rate_ips``.
+    """
+
+    max_concurrent_requests: int | None = None
+    """Most requests of all validators that are worked on at once; above 0, default
+    None: as many as there are streams and handler threads.
+
+    Not in the peer. Further ones wait, those of the highest priority first.
+    """
+
+    max_concurrent_requests_per_validator: int | None = None
+    """The same for one validator; above 0, default None. Not in the peer."""
+
+    max_queued_requests: int = 16_384
+    """Requests that may wait for their turn; above 0, default 16384. Further ones are
+    answered ``server busy``.
+
+    Not in the peer. Memory: at most this times ``max_frame_payload_bytes``.
+    """
+
+    max_requests_per_second: float | None = None
+    """Requests of one validator in a second, on average; above 0, default None: no
+    limit. What comes above is answered ``too many requests``. Not in the peer."""
+
+    request_burst: int = 32
+    """Requests of one validator that may come at once under
+    ``max_requests_per_second``; above 0, default 32. Not in the peer."""
+
+    reset_secret: bytes | None = field(default=None, repr=False)
+    """32 bytes by which a restarted server tells its old clients at once that their
+    connections are gone (RFC 9000 section 10.3.2); default None: made from the signer's
+    seed and the address, or by chance where the signer is not a seed.
+
+    Not in the peer.
+    """
+
+    qlog_dir: str | None = None
+    """A directory that gets a trace in qlog format of each connection; default None.
+
+    Not in the peer. It costs time and disk, at most 1 GiB: for looking into something.
+    """
+
+    keylog_file: str | None = None
+    """A file to which the secrets of all connections are appended, in NSS's key log
+    format, for Wireshark; default None. Who has it reads everything. Not in the peer.
+    """
+
     def __post_init__(self) -> None:
         _convert(self)
         _require_non_zero(self, "max_signature_age_secs")
@@ -288,8 +385,20 @@ class LightningServerConfig:
             "login_deadline_secs",
             "max_unauthenticated_connections",
             "frame_timeout_secs",
+            "max_unauthenticated_per_source",
+            "max_connections_per_minute",
+            "max_concurrent_requests",
+            "max_concurrent_requests_per_validator",
+            "max_queued_requests",
+            "max_requests_per_second",
+            "request_burst",
         )
         self._check_login_frame_limit()
+        if self.reset_secret is not None and len(self.reset_secret) != RESET_SECRET:
+            raise ConfigError(
+                f"reset_secret must have {RESET_SECRET} bytes, "
+                f"not {len(self.reset_secret)}"
+            )
         _require_timer_range(self)
 
     def _require_below_idle_timeout(self, name: str) -> None:
@@ -387,6 +496,11 @@ class LightningClientConfigBuilder(_Builder[LightningClientConfig]):
     max_frame_payload_bytes = _Setter[int]()
     max_stream_payload_bytes = _Setter[int]()
     stream_chunk_timeout = _Setter[float]()
+    unresponsive_timeout = _Setter[float | None]()
+    background_reconnect = _Setter[bool]()
+    reconnect_jitter = _Setter[float]()
+    qlog_dir = _Setter[str | None]()
+    keylog_file = _Setter[str | None]()
 
 
 class LightningServerConfigBuilder(_Builder[LightningServerConfig]):
@@ -419,6 +533,16 @@ class LightningServerConfigBuilder(_Builder[LightningServerConfig]):
     max_unauthenticated_connections = _Setter[int]()
     max_login_frame_bytes = _Setter[int]()
     frame_timeout_secs = _Setter[float]()
+    max_unauthenticated_per_source = _Setter[int | None]()
+    max_connections_per_minute = _Setter[int | None]()
+    max_concurrent_requests = _Setter[int | None]()
+    max_concurrent_requests_per_validator = _Setter[int | None]()
+    max_queued_requests = _Setter[int]()
+    max_requests_per_second = _Setter[float | None]()
+    request_burst = _Setter[int]()
+    reset_secret = _Setter[bytes | None]()
+    qlog_dir = _Setter[str | None]()
+    keylog_file = _Setter[str | None]()
 
 
 # Fields that the peer, or a QUIC transport parameter, keeps in 32 bits.
@@ -433,16 +557,33 @@ _NARROW: Final = frozenset(
 
 def _convert(config: LightningClientConfig | LightningServerConfig) -> None:
     """Bring every field to its declared type, in the order of declaration."""
-    for field in fields(config):
-        value = getattr(config, field.name)
+    for each in fields(config):
+        name, value = each.name, getattr(config, each.name)
         # Annotations are strings here: the module postpones their evaluation.
-        if field.type == "bool":
-            if not isinstance(value, bool):
-                raise TypeError(f"{field.name} must be a bool, not {_kind(value)}")
-        elif field.type == "int":
-            object.__setattr__(config, field.name, _integer(field.name, value))
-        elif value is not None or field.type == "float":
-            object.__setattr__(config, field.name, _number(field.name, value))
+        kind, _, optional = str(each.type).partition(" | ")
+        if value is not None or not optional:
+            object.__setattr__(config, name, _CONVERTERS[kind](name, value))
+
+
+def _boolean(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, not {_kind(value)}")
+    return value
+
+
+def _path(name: str, value: Any) -> str:
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name} must be a path, not {_kind(value)}")
+    text = os.fspath(value)
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ConfigError(f"{name}: {text!r} is no path")
+    return text
+
+
+def _binary(name: str, value: Any) -> bytes:
+    if not isinstance(value, bytes | bytearray):
+        raise TypeError(f"{name} must be bytes, not {_kind(value)}")
+    return bytes(value)
 
 
 def _integer(name: str, value: Any) -> int:
@@ -470,6 +611,15 @@ def _number(name: str, value: Any) -> float:
     return number
 
 
+_CONVERTERS: Final[dict[str, Callable[[str, Any], Any]]] = {
+    "bool": _boolean,
+    "bytes": _binary,
+    "float": _number,
+    "int": _integer,
+    "str": _path,
+}
+
+
 def _kind(value: Any) -> str:
     return type(value).__name__
 
@@ -489,11 +639,11 @@ def _require_at_least_one(config: LightningClientConfig, name: str) -> None:
 
 
 def _require_timer_range(config: LightningClientConfig | LightningServerConfig) -> None:
-    for field in fields(config):
-        if field.type in ("float", "float | None") or field.name.endswith("_secs"):
-            value = getattr(config, field.name)
+    for each in fields(config):
+        if each.type in ("float", "float | None") or each.name.endswith("_secs"):
+            value = getattr(config, each.name)
             if value is not None and value > MAX_SECONDS:
-                raise ConfigError(f"{field.name} must not exceed {MAX_SECONDS} seconds")
+                raise ConfigError(f"{each.name} must not exceed {MAX_SECONDS} seconds")
 
 
 def _check_frame_limit(value: int) -> None:

@@ -32,6 +32,7 @@ lines written for it keep working::
     │   └── DecodeError            bytes that are not the message they should be
     ├── SigningError               + RuntimeError      "signing error: …"
     ├── HandlerError               + RuntimeError      "handler error: …"
+    │   └── ServerBusy             no room, or too many requests; not begun
     ├── StreamError                + RuntimeError      "stream error: …"
     └── MissingField               + KeyError
 
@@ -41,7 +42,7 @@ text is for people and may change.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 __all__ = [
     "ConfigError",
@@ -64,6 +65,7 @@ __all__ = [
     "RateLimited",
     "RequestTimeout",
     "SerializationError",
+    "ServerBusy",
     "ServerFull",
     "SignatureInvalid",
     "SigningError",
@@ -85,6 +87,9 @@ class LightningError(Exception):
     Attributes:
         kind: The peer's name of the error variant, in lower case; it opens the text.
         detail: The sentence after the kind.
+        address: ``ip:port`` of the other end, empty if it is not known or not concerned.
+        hotkey: SS58 address of the other party, empty likewise.
+        elapsed: Seconds from the beginning of what failed; None if not known.
     """
 
     kind: ClassVar[str] = "lightning"
@@ -93,9 +98,30 @@ class LightningError(Exception):
         # One argument only: OSError reads two as errno and text.
         super().__init__(detail)
         self.detail = detail
+        self.address = ""
+        self.hotkey = ""
+        self.elapsed: float | None = None
+
+    def locate(
+        self, address: object = "", hotkey: str = "", elapsed: float | None = None
+    ) -> Self:
+        """Fill in what is not known yet of where it happened, and return it."""
+        self.address = self.address or str(address)
+        self.hotkey = self.hotkey or hotkey
+        if self.elapsed is None:
+            self.elapsed = elapsed
+        return self
 
     def __str__(self) -> str:
-        return f"{self.kind} error: {self.detail}"
+        text = f"{self.kind} error: {self.detail}"
+        where = []
+        if self.hotkey and self.hotkey not in self.detail:
+            where.append(self.hotkey)
+        if self.address and self.address not in self.detail:
+            where.append(f"at {self.address}")
+        if self.elapsed is not None:
+            where.append(f"after {self.elapsed:.3g} s")
+        return f"{text} ({' '.join(where)})" if where else text
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The default would call the class with the finished sentence.
@@ -116,7 +142,6 @@ class LightningConnectionError(LightningError, ConnectionError):
     """The connection could not be made, or not yet again.
 
     Attributes:
-        address: ``ip:port`` of the other end, empty if there is none.
         retry_after: Seconds until the next attempt is allowed, None if not backed off.
     """
 
@@ -131,12 +156,7 @@ class LightningConnectionError(LightningError, ConnectionError):
 
 
 class HandshakeError(LightningError, ConnectionError):
-    """The login did not succeed.
-
-    Attributes:
-        hotkey: SS58 address of the other party, empty if it is not known.
-        address: ``ip:port`` of the other end, empty if it is not known.
-    """
+    """The login did not succeed."""
 
     kind = "handshake"
 
@@ -367,6 +387,13 @@ class HandlerError(LightningError, RuntimeError):
     """A handler failed, or a response reports that the other side's handler did."""
 
     kind = "handler"
+
+
+class ServerBusy(HandlerError):
+    """The server has no room for the request, or the validator sends too many.
+
+    The request was not begun; it may be sent again later.
+    """
 
 
 class StreamError(LightningError, RuntimeError):

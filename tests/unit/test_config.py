@@ -27,6 +27,11 @@ CLIENT_DEFAULTS = {
     "max_frame_payload_bytes": 67_108_864,
     "max_stream_payload_bytes": 67_108_864,
     "stream_chunk_timeout": None,
+    "unresponsive_timeout": 10.0,
+    "background_reconnect": False,
+    "reconnect_jitter": 0.25,
+    "qlog_dir": None,
+    "keylog_file": None,
 }
 PEER_SERVER_DEFAULTS = {
     "max_signature_age_secs": 300,
@@ -54,7 +59,32 @@ OWN_SERVER_DEFAULTS = {
     "max_unauthenticated_connections": 256,
     "max_login_frame_bytes": 65_536,
     "frame_timeout_secs": 60.0,
+    "max_unauthenticated_per_source": None,
+    "max_connections_per_minute": None,
+    "max_concurrent_requests": None,
+    "max_concurrent_requests_per_validator": None,
+    "max_queued_requests": 16_384,
+    "max_requests_per_second": None,
+    "request_burst": 32,
+    "reset_secret": None,
+    "qlog_dir": None,
+    "keylog_file": None,
 }
+# Client's settings for which 0 breaks no rule of their own.
+NOT_ZERO = (
+    "max_stream_payload_bytes",
+    "background_reconnect",
+    "reconnect_jitter",
+    "qlog_dir",
+    "keylog_file",
+)
+NO_COUNTS = (
+    "max_frame_payload_bytes",
+    "max_login_frame_bytes",
+    "reset_secret",
+    "qlog_dir",
+    "keylog_file",
+)
 CONFIGS = [LightningClientConfig, LightningServerConfig]
 
 
@@ -164,6 +194,10 @@ def test_every_field_has_a_docstring() -> None:
             ),
         ),
         ({"stream_chunk_timeout": 0}, "stream_chunk_timeout must be non-zero"),
+        ({"unresponsive_timeout": 0}, "unresponsive_timeout must be non-zero"),
+        ({"reconnect_jitter": 1.5}, "reconnect_jitter (1.5) must not exceed 1"),
+        ({"qlog_dir": ""}, "qlog_dir: '' is no path"),
+        ({"keylog_file": "a\0b"}, "keylog_file: 'a\\x00b' is no path"),
         (
             {"connect_timeout": float("inf")},
             "connect_timeout must not exceed 315360000 seconds",
@@ -189,9 +223,13 @@ def test_client_rules(settings: dict, text: str) -> None:
         *(
             ({name: 0}, f"{name} must be non-zero")
             for name, default in (PEER_SERVER_DEFAULTS | OWN_SERVER_DEFAULTS).items()
-            if not isinstance(default, bool)
-            and name not in ("max_frame_payload_bytes", "max_login_frame_bytes")
+            if not isinstance(default, bool) and name not in NO_COUNTS
         ),
+        (
+            {"reset_secret": bytes(31)},
+            "reset_secret must have 32 bytes, not 31",
+        ),
+        ({"qlog_dir": ""}, "qlog_dir: '' is no path"),
         (
             {"max_signature_age_secs": 3601},
             "max_signature_age_secs must not exceed 3600 (1 hour)",
@@ -273,17 +311,13 @@ def test_accepts_the_edge_of_each_rule(config: type, settings: dict) -> None:
 
 def test_client_reports_the_first_broken_rule() -> None:
     """With every setting wrong, the rules are reported in the peer's order."""
-    wrong = {
-        name: 0
-        for name, default in CLIENT_DEFAULTS.items()
-        if name != "max_stream_payload_bytes"
-    }
+    wrong = {name: 0 for name in CLIENT_DEFAULTS if name not in NOT_ZERO}
     seen = []
     while wrong:
         name = refusal(LightningClientConfig, **wrong).split()[0]
         seen.append(name)
         del wrong[name]
-    assert seen == [n for n in CLIENT_DEFAULTS if n != "max_stream_payload_bytes"]
+    assert seen == [n for n in CLIENT_DEFAULTS if n not in NOT_ZERO]
 
 
 def test_server_reports_the_first_broken_rule() -> None:
@@ -346,6 +380,11 @@ def test_comparisons_stand_where_the_peer_has_them(settings: dict, first: str) -
         (LightningClientConfig, "connect_timeout", True),
         (LightningClientConfig, "connect_timeout", None),
         (LightningClientConfig, "stream_chunk_timeout", b"1"),
+        (LightningClientConfig, "background_reconnect", None),
+        (LightningClientConfig, "qlog_dir", 5),
+        (LightningClientConfig, "keylog_file", b"x"),
+        (LightningServerConfig, "max_concurrent_requests", 1.5),
+        (LightningServerConfig, "reset_secret", "x" * 32),
     ],
 )
 def test_refuses_other_types(config: type, name: str, value: object) -> None:
@@ -374,6 +413,17 @@ def test_refuses_numbers_that_no_field_can_hold(
     """A negative number, or one beyond the peer's width, is an OverflowError."""
     with pytest.raises(OverflowError):
         config(**{name: value})
+
+
+def test_paths_may_be_path_objects(tmp_path) -> None:
+    """A path ends as text, in either config."""
+    for config in CONFIGS:
+        assert config(qlog_dir=tmp_path).qlog_dir == str(tmp_path)
+
+
+def test_the_secret_is_not_shown() -> None:
+    """A config's repr does not give the secret away."""
+    assert "secret" not in repr(LightningServerConfig(reset_secret=b"s" * 32))
 
 
 def test_converts_what_stands_for_a_number() -> None:

@@ -1,0 +1,165 @@
+"""What became of each miner that was to be connected, and how connections are doing."""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lightning.errors import LightningError
+    from lightning.types import PeerAddr
+
+__all__ = ["ConnectReport", "ConnectionStats", "MinerReport", "Reached"]
+
+
+class Reached(enum.StrEnum):
+    """How an attempt to connect and log in ended."""
+
+    CONNECTED = "connected"
+    """Logged in, now or before."""
+
+    REFUSED = "refused"
+    """The miner answered, and refused the connection or the login."""
+
+    UNREACHABLE = "unreachable"
+    """Nobody answered at its address, or the address does not exist."""
+
+    WRONG_KEY = "wrong_key"
+    """Who answered did not prove the miner's key: another miner, or a relay."""
+
+    TIMED_OUT = "timed_out"
+    """No answer within ``connect_timeout``."""
+
+    SKIPPED = "skipped"
+    """Not tried: ``max_connections`` addresses are connected."""
+
+    FAILED = "failed"
+    """Something of our own, as a signer that failed; ``error`` says what."""
+
+
+@dataclass(frozen=True, slots=True)
+class MinerReport:
+    """What became of one miner."""
+
+    hotkey: str
+    """SS58 address of its hotkey."""
+
+    address: PeerAddr
+    """Where it was looked for."""
+
+    outcome: Reached
+    """How it ended."""
+
+    error: LightningError | None
+    """Why; None if it is connected."""
+
+    seconds: float
+    """How long it took; 0 if it was connected before."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether it is logged in."""
+        return self.outcome is Reached.CONNECTED
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectReport:
+    """What became of every miner of a list, in the list's order.
+
+    Iterate over it, or ask for one by its hotkey: ``report[hotkey]``.
+    """
+
+    miners: tuple[MinerReport, ...]
+    """One for each hotkey; of a hotkey listed twice the last address counts."""
+
+    removed: tuple[str, ...] = ()
+    """Hotkeys that were registered and are not listed any more."""
+
+    @property
+    def connected(self) -> tuple[MinerReport, ...]:
+        """Those that are logged in."""
+        return tuple(miner for miner in self.miners if miner.connected)
+
+    @property
+    def failed(self) -> tuple[MinerReport, ...]:
+        """Those that are not."""
+        return tuple(miner for miner in self.miners if not miner.connected)
+
+    @property
+    def counts(self) -> dict[Reached, int]:
+        """How many ended in which way; ways that did not occur are left out."""
+        return dict(Counter(miner.outcome for miner in self.miners))
+
+    def __len__(self) -> int:
+        return len(self.miners)
+
+    def __iter__(self) -> Iterator[MinerReport]:
+        return iter(self.miners)
+
+    def __getitem__(self, hotkey: str) -> MinerReport:
+        for miner in self.miners:
+            if miner.hotkey == hotkey:
+                return miner
+        raise KeyError(hotkey)
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{n} {outcome}" for outcome, n in self.counts.items())
+        return f"{len(self)} miners: {counts or 'none'}"
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionStats:
+    """One connection, at the moment of asking."""
+
+    address: PeerAddr
+    """The other end."""
+
+    hotkeys: tuple[str, ...]
+    """Who is logged in there: a client's miners, or a server's validators."""
+
+    state: str
+    """``active``, ``connecting``, ``closed``, or, for a registered miner without a
+    connection, ``missing``."""
+
+    age: float
+    """Seconds since it was established."""
+
+    idle: float
+    """Seconds since the last packet from the other end."""
+
+    rtt: float
+    """Smoothed round trip in seconds; 0 before it was measured."""
+
+    min_rtt: float
+    """Shortest round trip in seconds; 0 before it was measured."""
+
+    congestion_window: int
+    """Bytes that may be under way."""
+
+    bytes_sent: int
+    """Of datagrams."""
+
+    bytes_received: int
+    """Of datagrams."""
+
+    packets_sent: int
+    """All that were sent, those sent again included."""
+
+    packets_lost: int
+    """Those declared lost."""
+
+    requests: int
+    """Begun on it, logins included."""
+
+    in_flight: int
+    """Begun and not ended."""
+
+    failures: int
+    """Requests that ended without an answer."""
+
+    last_error: str
+    """What went wrong last with this address; empty for nothing."""
