@@ -33,6 +33,7 @@ from lightning.handlers import (
     run_async,
     stream,
 )
+from lightning.logs import Throttled
 from lightning.pool import HandlerPool
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Answers:
         flush: Sends what was answered.
 
     Attributes:
+        log: For what goes wrong with handlers.
         pool: The threads of handlers that are plain functions.
         tasks: Those that run async handlers, each with the one it is at.
         running: What is being answered, but for streams, the oldest first: each with
@@ -68,6 +70,7 @@ class Answers:
     def __init__(
         self, config: LightningServerConfig, flush: Callable[[], object]
     ) -> None:
+        self.log = Throttled(log)
         self.pool = HandlerPool(config.handler_threads)
         self._timeout = config.handler_timeout_secs
         self._limit = config.max_frame_payload_bytes
@@ -94,7 +97,7 @@ class Answers:
         try:
             result = call(handler, data, context)
         except HandlerError as error:
-            _log_failure(handler, error)
+            self._log_failure(handler, error)
             fail(exchange, ERROR_PROCESSING)
             return
         self._respond(exchange, handler, result)
@@ -117,11 +120,11 @@ class Answers:
                 handler.note_run(time.perf_counter() - began)
             self._respond(exchange, handler, result)
         except HandlerError as error:
-            _log_failure(handler, error)
+            self._log_failure(handler, error)
             fail(exchange, ERROR_PROCESSING)
         except Exception:
             # Ours to mend, and no reason to let a client wait.
-            log.exception("answering by handler %r failed", handler.name)
+            self.log.exception("answering by handler %r failed", handler.name)
             fail(exchange, ERROR_PROCESSING)
         finally:
             self.running.pop(exchange, None)
@@ -141,7 +144,7 @@ class Answers:
             self.pool.post(job)
         except HandlerError as error:
             self.running.pop(exchange, None)
-            _log_failure(handler, error)
+            self._log_failure(handler, error)
             fail(exchange, ERROR_PROCESSING)
 
     async def expire(self) -> None:
@@ -159,7 +162,7 @@ class Answers:
                 if deadline > now:
                     break
                 self.running.pop(exchange, None)
-                log.warning("handler %r timed out", handler.name)
+                self.log.warning("handler %r timed out", handler.name)
                 if (drop := exchange.on_cancel) is not None:
                     drop()
                 fail(exchange, ERROR_TIMEOUT)
@@ -206,7 +209,7 @@ class Answers:
     def _on_end(self, task: asyncio.Task[None]) -> None:
         self.tasks.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("%s failed", task.get_name(), exc_info=error)
+            self.log.error("%s failed", task.get_name(), exc_info=error)
 
     async def _work(self) -> None:
         """Run async handlers, one after the other while none of them has to wait."""
@@ -266,10 +269,12 @@ class Answers:
     ) -> None:
         """Tell the client, in any case, so that it does not wait for ever."""
         if isinstance(error, HandlerError):
-            _log_failure(handler, error)
+            self._log_failure(handler, error)
         elif isinstance(error, Exception):
             # Ours to mend.
-            log.error("answering by handler %r failed", handler.name, exc_info=error)
+            self.log.error(
+                "answering by handler %r failed", handler.name, exc_info=error
+            )
         fail(exchange, ERROR_PROCESSING)
         if not isinstance(error, Exception):
             raise error
@@ -308,13 +313,15 @@ class Answers:
                         # A generator that never waits must not hold up the others.
                         await asyncio.sleep(0)
         except TimeoutError:
-            log.warning("streaming handler %r timed out", handler.name)
+            self.log.warning("streaming handler %r timed out", handler.name)
             error_text = ERROR_TIMEOUT
         except (HandlerError, StreamError) as error:
-            _log_failure(handler, error)
+            self._log_failure(handler, error)
             error_text = ERROR_STREAM
         except (SerializationError, FrameTooLarge) as error:
-            log.error("a chunk of handler %r cannot be sent: %s", handler.name, error)
+            self.log.error(
+                "a chunk of handler %r cannot be sent: %s", handler.name, error
+            )
             error_text = ERROR_STREAM
         finally:
             await chunks.aclose()
@@ -328,12 +335,21 @@ class Answers:
                 True, result, int(time.time()), None, self._limit
             )
         except (SerializationError, FrameTooLarge) as error:
-            log.error(
+            self.log.error(
                 "the answer of handler %r cannot be sent: %s", handler.name, error
             )
             fail(exchange, ERROR_SERIALIZATION)
             return
         exchange.respond(frame)
+
+    def _log_failure(self, handler: Handler, error: LightningError) -> None:
+        self.log.error(
+            "handler %r failed: %s",
+            handler.name,
+            error,
+            key=handler.name,
+            exc_info=error.__cause__ or error,
+        )
 
 
 class _Job:
@@ -378,9 +394,3 @@ def fail(exchange: ServerExchange, text: str, handler: Handler | None = None) ->
         exchange.respond(encode_stream_end(False, text))
     else:
         exchange.respond(encode_synapse_response(False, {}, int(time.time()), text))
-
-
-def _log_failure(handler: Handler, error: LightningError) -> None:
-    log.error(
-        "handler %r failed: %s", handler.name, error, exc_info=error.__cause__ or error
-    )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from lightning.binding import Handler, HandlerContext, HandlerKind, name_of
 from lightning.errors import HandlerError, StreamError
+from lightning.logs import Throttled
 from lightning.pool import Mailbox
 from lightning.running import Cancellation, failure, refuse_coroutine
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ChunkStream", "stream"]
 
-logger = logging.getLogger("lightning.handlers")
+logger = Throttled(logging.getLogger("lightning.handlers"))
 
 
 def stream(
@@ -357,7 +358,10 @@ def _close_iterator(handler: Handler, chunks: Any) -> None:
 
 def _log_close_failure(handler: Handler, error: BaseException) -> None:
     logger.warning(
-        "handler %r failed while its stream was closed", handler.name, exc_info=error
+        "handler %r failed while its stream was closed",
+        handler.name,
+        key=handler.name,
+        exc_info=error,
     )
 
 

@@ -28,6 +28,7 @@ from lightning.errors import (
 )
 from lightning.fanout import FanOut, orders
 from lightning.handshake import ClientLogin, certificate_fingerprint
+from lightning.logs import BURST_OF_PEERS, INTERVAL_OF_PEERS, Throttled
 from lightning.registry import Registry
 from lightning.signer import (
     BtWalletSigner,
@@ -61,7 +62,9 @@ Target = PeerAddr | tuple[PeerAddr, str]
 # (RFC 8305 section 8).
 HEAD_START = 0.25
 
-log = logging.getLogger("lightning.client")
+log = Throttled(
+    logging.getLogger("lightning.client"), BURST_OF_PEERS, INTERVAL_OF_PEERS
+)
 
 _DEFAULTS = LightningClientConfig()
 

@@ -12,6 +12,7 @@ from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from lightning.errors import HandlerError
+from lightning.logs import Throttled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +22,7 @@ __all__ = ["HandlerPool", "Mailbox", "Task"]
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-logger = logging.getLogger("lightning.handlers")
+logger = Throttled(logging.getLogger("lightning.handlers"))
 
 
 class Task(Protocol):

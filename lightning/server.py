@@ -59,7 +59,8 @@ from lightning.handshake import (
     rejection,
     verify_request,
 )
-from lightning.refresh import COMPLAINT_INTERVAL, refresh
+from lightning.logs import BURST_OF_PEERS, INTERVAL_OF_PEERS, Throttled
+from lightning.refresh import refresh
 from lightning.signer import (
     BtWalletSigner,
     Signer,
@@ -163,7 +164,9 @@ class AsyncLightningServer:
         self._serving: set[asyncio.Future[None]] = set()
         # False from stop() on; requests are then no longer begun.
         self._open = False
-        self._complained_at = -COMPLAINT_INTERVAL
+        # For what validators, and strangers, can have it say at will.
+        self._log = Throttled(log)
+        self._peers = Throttled(log, BURST_OF_PEERS, INTERVAL_OF_PEERS)
         # The blocking face sets this: requests are run by these, and not by the loop.
         self._threads: ServingThreads | None = None
         # Has the loop call a function, from any thread.
@@ -461,6 +464,8 @@ class AsyncLightningServer:
             self._endpoint = None
             stopped.set()
             serving, self._serving = self._serving, set()
+            for told in (self._log, self._peers, self._answers.log):
+                told.flush()
             log.info("miner %s has stopped", self.miner_hotkey)
         # Whoever waits in serve_forever() sees it return, not a cancelled call.
         await asyncio.wait(tasks | serving, timeout=CANCEL_TIMEOUT)
@@ -557,12 +562,11 @@ class AsyncLightningServer:
             return
         has_room = len(self._strangers) < self.config.max_unauthenticated_connections
         self._endpoint.set_open(self._open and has_room)
-        now = time.monotonic()
-        if not has_room and now - self._complained_at >= COMPLAINT_INTERVAL:
-            self._complained_at = now
-            log.warning(
+        if not has_room:
+            self._log.warning(
                 "%d connections have no login: no more are accepted for now",
                 len(self._strangers),
+                burst=1,
             )
 
     def _on_connection(self, connection: Connection) -> None:
@@ -582,7 +586,7 @@ class AsyncLightningServer:
         self._forget_stranger(connection)
         ended = connection.closed
         for hotkey in self._table.remove_connection(connection):
-            log.info(
+            self._peers.info(
                 "validator %s at %s is gone: %s",
                 hotkey,
                 connection.address,
@@ -620,7 +624,7 @@ class AsyncLightningServer:
                 exchange.respond(b"")
         except Exception:
             # Ours to mend, and no reason to lose the connection.
-            log.exception("request from %s failed", connection.address)
+            self._log.exception("request from %s failed", connection.address)
             fail(exchange, ERROR_PROCESSING)
 
     def _on_login(
@@ -633,7 +637,7 @@ class AsyncLightningServer:
             request = HandshakeRequest.from_payload(payload)
         except LightningError as error:
             level = logging.DEBUG if isinstance(error, RateLimited) else logging.INFO
-            log.log(level, "login from %s refused: %s", connection.address, error)
+            self._log.log(level, "login from %s refused: %s", connection.address, error)
             exchange.respond(rejection(time.time()).to_frame())
             return
         if isinstance(self._signer, Sr25519Signer) and (
@@ -672,7 +676,7 @@ class AsyncLightningServer:
     ) -> None:
         # These two are ours to mend; the others are the validator's.
         ours = isinstance(error, SigningError | ServerFull)
-        log.log(
+        self._log.log(
             logging.WARNING if ours else logging.INFO,
             "login of %.64r from %s refused: %s",
             request.validator_hotkey,
@@ -724,9 +728,11 @@ class AsyncLightningServer:
         replaced = self._table.register(
             hotkey, connection, login.connection_id, time.time()
         )
-        log.info("validator %s has logged in from %s", hotkey, connection.address)
+        self._peers.info(
+            "validator %s has logged in from %s", hotkey, connection.address
+        )
         if replaced is not None:
-            log.warning(
+            self._peers.info(
                 "validator %s was also connected from %s: that one is closed",
                 hotkey,
                 replaced.address,
@@ -748,7 +754,7 @@ class AsyncLightningServer:
             if inspect.isawaitable(result):
                 await result
         except (Exception, SystemExit):
-            log.exception("the handshake observer failed")
+            self._log.exception("the handshake observer failed")
 
     def _on_packet(
         self,
@@ -757,7 +763,7 @@ class AsyncLightningServer:
         packet: SynapsePacket | SerializationError,
     ) -> None:
         if isinstance(packet, SerializationError):
-            log.debug("request from %s refused: %s", connection.address, packet)
+            self._log.debug("request from %s refused: %s", connection.address, packet)
             fail(exchange, ERROR_INVALID_REQUEST)
             return
         handler = self._handlers.find(packet.synapse_type)
@@ -850,7 +856,7 @@ class AsyncLightningServer:
     def _on_task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("task %s failed", task.get_name(), exc_info=error)
+            self._log.error("task %s failed", task.get_name(), exc_info=error)
 
     async def _sweep(self, endpoint: ServerEndpoint) -> None:
         next_cleanup = time.monotonic() + self.config.nonce_cleanup_interval_secs
@@ -865,7 +871,7 @@ class AsyncLightningServer:
     def _take_permits(self, permits: Any) -> None:
         self._permits.replace(permits)
         for hotkey in [h for h in self._table.hotkeys if h not in self._permits]:
-            log.warning("validator %s has lost its permit", hotkey)
+            self._peers.info("validator %s has lost its permit", hotkey)
             connection = self._table.remove_hotkey(hotkey)
             if connection is not None:
                 connection.close("validator_permit_lost")

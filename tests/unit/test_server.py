@@ -4,6 +4,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass
 
 import pytest
@@ -816,6 +817,7 @@ async def test_a_login_is_of_its_connection_not_of_its_address(start_server):
 
 
 async def test_the_same_validator_elsewhere_replaces(start_server, connect, caplog):
+    caplog.set_level("INFO", "lightning.server")
     server = await start_server()
     client, axon = await connect(server)
     (first,) = connections(client)
@@ -1031,6 +1033,7 @@ class AsyncPermits(Permits):
 
 @pytest.mark.parametrize("kind", [Permits, AsyncPermits])
 async def test_permits_come_and_go(kind, start_server, connect, make_client, caplog):
+    caplog.set_level("INFO", "lightning.server")
     """Losing one ends the live session, with a reason."""
     resolver = kind({VALIDATOR_HOTKEY})
     server = await start_server(
@@ -1463,6 +1466,34 @@ async def test_no_log_has_a_secret_a_signature_or_a_forged_line(
 
 
 # Attackers and accidents.
+
+
+async def test_what_peers_can_cause_at_will_is_a_bounded_number_of_lines(
+    start_server, connect, caplog
+):
+    """Refused logins, undecodable requests and failing handlers by the thousand."""
+    caplog.set_level("DEBUG", "lightning")
+
+    def prepare(server):
+        server.register_synapse_handler("bad", lambda d: 1 / 0, inline=True)
+
+    server = await start_server(prepare, max_handshake_attempts_per_minute=1000)
+    client, axon = await connect(server)
+    for _ in range(10):
+        answers = await asyncio.gather(
+            *(answer_of(client, axon, "bad") for _ in range(100))
+        )
+        assert {answer.error for answer in answers} == {"request processing failed"}
+    async with raw_client(port_of(server)) as raw:
+        for n in range(300):
+            refused = await raw.login(timestamp=n)
+            assert not is_accepted(refused)
+            await raw.ask(frame(3, b"nonsense"))
+    await server.stop()
+    counts = Counter(record.msg for record in caplog.records)
+    assert max(counts.values()) <= 10, counts
+    assert "held back 990 lines like: handler %r failed: %s" in caplog.messages
+    assert len(caplog.records) < 60
 
 
 async def test_a_peer_that_resets_its_request_is_forgotten(start_server):

@@ -22,6 +22,7 @@ from lightning._core.io.links import Link, ServerExchange
 from lightning._core.quic.config import EngineConfig, Identity
 from lightning._core.quic.engine import Endpoint as Engine
 from lightning.errors import ConnectionClosed, LightningConnectionError
+from lightning.logs import Throttled
 from lightning.types import PeerAddr
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ SOCKET_BUFFER = 4 * 1024 * 1024
 SMALL_BUFFER = 1024 * 1024
 INTERNAL_ERROR = 0x1  # RFC 9000 section 20.1
 
-log = logging.getLogger("lightning.transport")
+log = Throttled(logging.getLogger("lightning.transport"))
 
 
 @dataclass(frozen=True, slots=True)
