@@ -7,7 +7,6 @@ import contextvars
 import logging
 import time
 from collections import deque
-from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from lightning._core.wire.messages import (
@@ -95,12 +94,9 @@ class Answers:
     ) -> None:
         """Answer at once, on the event loop."""
         try:
-            result = call(handler, data, context)
-        except HandlerError as error:
-            self._log_failure(handler, error)
-            fail(exchange, ERROR_PROCESSING)
-            return
-        self._respond(exchange, handler, result)
+            self._respond(exchange, handler, call(handler, data, context))
+        except Exception as error:
+            self._fail(exchange, handler, error)
 
     def here(
         self,
@@ -110,22 +106,17 @@ class Answers:
         context: HandlerContext | None,
     ) -> None:
         """Answer by a plain function, run in this thread; `expire` may be earlier."""
-        self.running[exchange] = handler, time.monotonic() + self._timeout
-        exchange.on_cancel = partial(self.running.pop, exchange, None)
+        began = time.monotonic()
+        # One that had to wait for this thread has had its deadline since then.
+        self.running.setdefault(exchange, (handler, began + self._timeout))
         try:
-            began = time.perf_counter()
             try:
                 result = self._variables.copy().run(call, handler, data, context)
             finally:
-                handler.note_run(time.perf_counter() - began)
+                handler.note_run(time.monotonic() - began)
             self._respond(exchange, handler, result)
-        except HandlerError as error:
-            self._log_failure(handler, error)
-            fail(exchange, ERROR_PROCESSING)
-        except Exception:
-            # Ours to mend, and no reason to let a client wait.
-            self.log.exception("answering by handler %r failed", handler.name)
-            fail(exchange, ERROR_PROCESSING)
+        except Exception as error:
+            self._fail(exchange, handler, error)
         finally:
             self.running.pop(exchange, None)
 
@@ -144,8 +135,7 @@ class Answers:
             self.pool.post(job)
         except HandlerError as error:
             self.running.pop(exchange, None)
-            self._log_failure(handler, error)
-            fail(exchange, ERROR_PROCESSING)
+            self._fail(exchange, handler, error)
 
     async def expire(self) -> None:
         """Answer, for as long as this runs, where plain functions take too long."""
@@ -162,16 +152,19 @@ class Answers:
                 if deadline > now:
                     break
                 self.running.pop(exchange, None)
+                if exchange.cancelled:
+                    continue
                 self.log.warning("handler %r timed out", handler.name)
+                handler.tally.timed_out += 1
                 if (drop := exchange.on_cancel) is not None:
                     drop()
                 fail(exchange, ERROR_TIMEOUT)
 
     def others_run(self) -> bool:
-        """Say if anything is being answered, but by the task that asks."""
+        """Say if anybody awaits an answer, but for that of the task that asks."""
         task = asyncio.current_task()
         own = task is not None and self.tasks.get(task) is not None
-        return len(self.running) > own
+        return sum(not exchange.cancelled for exchange in list(self.running)) > own
 
     def in_task(
         self,
@@ -240,7 +233,7 @@ class Answers:
                         result = await run_async(handler, data, context)
                         self._respond(exchange, handler, result)
                     except BaseException as error:
-                        self._on_error(exchange, handler, error)
+                        self._fail(exchange, handler, error)
                     finally:
                         self.running.pop(exchange, None)
                         self.tasks[task] = None
@@ -264,7 +257,7 @@ class Answers:
             if waiting and not self._woken:
                 self._wake()
 
-    def _on_error(
+    def _fail(
         self, exchange: ServerExchange, handler: Handler, error: BaseException
     ) -> None:
         """Tell the client, in any case, so that it does not wait for ever."""
@@ -275,7 +268,7 @@ class Answers:
             self.log.error(
                 "answering by handler %r failed", handler.name, exc_info=error
             )
-        fail(exchange, ERROR_PROCESSING)
+        handler.tally.failed += fail(exchange, ERROR_PROCESSING)
         if not isinstance(error, Exception):
             raise error
 
@@ -299,6 +292,7 @@ class Answers:
         """
         error_text = None
         turn = 0
+        began = time.monotonic()
         chunks = stream(handler, data, context, self.pool, buffer=self._buffer)
         try:
             async with asyncio.timeout(self._timeout):
@@ -315,6 +309,7 @@ class Answers:
         except TimeoutError:
             self.log.warning("streaming handler %r timed out", handler.name)
             error_text = ERROR_TIMEOUT
+            handler.tally.timed_out += 1
         except (HandlerError, StreamError) as error:
             self._log_failure(handler, error)
             error_text = ERROR_STREAM
@@ -324,8 +319,11 @@ class Answers:
             )
             error_text = ERROR_STREAM
         finally:
+            handler.tally.seconds += time.monotonic() - began
             await chunks.aclose()
         exchange.respond(encode_stream_end(error_text is None, error_text))
+        handler.tally.ok += error_text is None
+        handler.tally.failed += error_text is ERROR_STREAM
 
     def _respond(
         self, exchange: ServerExchange, handler: Handler, result: dict[str, Any]
@@ -338,9 +336,10 @@ class Answers:
             self.log.error(
                 "the answer of handler %r cannot be sent: %s", handler.name, error
             )
-            fail(exchange, ERROR_SERIALIZATION)
+            handler.tally.failed += fail(exchange, ERROR_SERIALIZATION)
             return
-        exchange.respond(frame)
+        if exchange.respond(frame):
+            handler.tally.ok += 1
 
     def _log_failure(self, handler: Handler, error: LightningError) -> None:
         self.log.error(
@@ -388,9 +387,20 @@ class _Job:
             fail(exchange, ERROR_PROCESSING)
 
 
-def fail(exchange: ServerExchange, text: str, handler: Handler | None = None) -> None:
-    """Send a failure, in the frame that a caller of this handler waits for."""
+def fail(exchange: ServerExchange, text: str, handler: Handler | None = None) -> bool:
+    """Send a failure, in the frame that a caller of this handler waits for.
+
+    Returns:
+        False if the client wants no answer, or has one.
+    """
     if handler is not None and handler.streams:
-        exchange.respond(encode_stream_end(False, text))
+        frame = encode_stream_end(False, text)
     else:
-        exchange.respond(encode_synapse_response(False, {}, int(time.time()), text))
+        frame = encode_synapse_response(False, {}, int(time.time()), text)
+    return exchange.respond(frame)
+
+
+def _log_failure(handler: Handler, error: LightningError) -> None:
+    self.log.error(
+        "handler %r failed: %s", handler.name, error, exc_info=error.__cause__ or error
+    )

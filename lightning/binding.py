@@ -58,6 +58,24 @@ class HandlerKind(enum.Enum):
     STREAM_ASYNC = "stream_async"
 
 
+class Tally:
+    """Counts what became of the requests for one synapse type.
+
+    Threads count without a lock: under the GIL nothing is lost between an attribute's
+    reading and its writing.
+    """
+
+    __slots__ = ("busy", "failed", "limited", "ok", "seconds", "timed_out")
+
+    def __init__(self) -> None:
+        self.ok = 0
+        self.failed = 0
+        self.timed_out = 0
+        self.busy = 0
+        self.limited = 0
+        self.seconds = 0.0
+
+
 class Handler:
     """One registered handler.
 
@@ -68,6 +86,7 @@ class Handler:
         takes_context: Whether it wants a ``HandlerContext``.
         streams: Whether it gives chunks.
         typical_seconds: How long it took lately; of a new one, a cautious guess.
+        tally: What became of its requests.
     """
 
     __slots__ = (
@@ -78,6 +97,7 @@ class Handler:
         "streams",
         "takes_context",
         "takes_sender",
+        "tally",
         "typical_seconds",
     )
 
@@ -91,9 +111,11 @@ class Handler:
         self.takes_context = binding.uses(_CONTEXT)
         self.takes_sender = binding.uses(_SENDER)
         self.typical_seconds = 0.002
+        self.tally = Tally()
 
     def note_run(self, seconds: float) -> None:
         """Take note of how long a run took."""
+        self.tally.seconds += seconds
         self.typical_seconds += (seconds - self.typical_seconds) / 8
 
     def __repr__(self) -> str:

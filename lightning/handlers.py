@@ -42,6 +42,7 @@ from lightning.binding import (
     Handler,
     HandlerContext,
     HandlerKind,
+    Tally,
     code_of,
     name_of,
     signature_of,
@@ -73,7 +74,7 @@ __all__ = [
 
 _P = ParamSpec("_P")
 
-# The complete list of error texts on the wire; the peer's, and generic on purpose.
+# The complete list of error texts on the wire: the peer's, generic on purpose.
 ERROR_INVALID_REQUEST: Final = "invalid request format"
 ERROR_AUTHENTICATION: Final = "authentication failed"
 ERROR_UNKNOWN_SYNAPSE: Final = "unrecognized synapse type"
@@ -82,6 +83,9 @@ ERROR_TIMEOUT: Final = "handler timed out"
 ERROR_SERIALIZATION: Final = "internal serialization error"
 ERROR_STREAM: Final = "stream processing failed"
 ERROR_STREAM_WRITE: Final = "stream write failed"
+# Our own: the request was not begun.
+ERROR_BUSY: Final = "server busy"
+ERROR_TOO_MANY: Final = "too many requests"
 
 
 class HandlerTable:
@@ -89,14 +93,18 @@ class HandlerTable:
 
     Each of the three ways to register has a table of its own, and a name may be in
     several; registering again replaces. May be changed while the server runs.
+
+    Attributes:
+        tallies: What became of requests, by synapse type, whatever its handlers.
     """
 
-    __slots__ = ("_async", "_plain", "_streaming")
+    __slots__ = ("_async", "_plain", "_streaming", "tallies")
 
     def __init__(self) -> None:
         self._streaming: dict[str, Handler] = {}
         self._async: dict[str, Handler] = {}
         self._plain: dict[str, Handler] = {}
+        self.tallies: dict[str, Tally] = {}
 
     def add(self, name: str, function: Any, *, inline: bool = False) -> Handler:
         """Register a handler for one answer; an ``async def`` runs on the event loop.
@@ -120,7 +128,7 @@ class HandlerTable:
             kind = HandlerKind.ASYNC
         else:
             kind = HandlerKind.INLINE if inline else HandlerKind.THREAD
-        return _put(self._plain, name, kind, function)
+        return self._put(self._plain, name, kind, function)
 
     def add_async(self, name: str, function: Any) -> Handler:
         """Register a handler for one answer that returns an awaitable.
@@ -135,7 +143,7 @@ class HandlerTable:
             TypeError: The name is not a ``str`` or the handler cannot be called.
         """
         _refuse_generator(name, code_of(target_of(function)))
-        return _put(self._async, name, HandlerKind.ASYNC, function)
+        return self._put(self._async, name, HandlerKind.ASYNC, function)
 
     def add_streaming(self, name: str, function: Any) -> Handler:
         """Register a handler for a stream of chunks.
@@ -156,7 +164,17 @@ class HandlerTable:
             code
         )
         kind = HandlerKind.STREAM_ASYNC if asynchronous else HandlerKind.STREAM_SYNC
-        return _put(self._streaming, name, kind, function)
+        return self._put(self._streaming, name, kind, function)
+
+    def _put(
+        self, table: dict[str, Handler], name: str, kind: HandlerKind, function: Any
+    ) -> Handler:
+        if not isinstance(name, str):
+            raise TypeError(f"a synapse type must be a str, not {name_of(type(name))}")
+        handler = Handler(name, kind, function)
+        handler.tally = self.tallies.setdefault(name, handler.tally)
+        table[name] = handler
+        return handler
 
     def find(self, name: str) -> Handler | None:
         """Look a handler up: streaming before async before plain."""
@@ -211,15 +229,6 @@ def typed_async_handler(
     if not inspect.iscoroutinefunction(code_of(function)):
         raise ConfigError(f"{name_of(function)} is not async; use typed_handler")
     return _typed(function, sys._getframe(1).f_locals)
-
-
-def _put(
-    table: dict[str, Handler], name: str, kind: HandlerKind, function: Any
-) -> Handler:
-    if not isinstance(name, str):
-        raise TypeError(f"a synapse type must be a str, not {name_of(type(name))}")
-    handler = table[name] = Handler(name, kind, function)
-    return handler
 
 
 def _refuse_generator(name: str, code: Any) -> None:

@@ -8,12 +8,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from lightning.errors import LightningError
     from lightning.types import PeerAddr
 
-__all__ = ["ConnectReport", "ConnectionStats", "MinerReport", "Reached"]
+__all__ = [
+    "ConnectReport",
+    "ConnectionStats",
+    "HandlerStats",
+    "MinerReport",
+    "Reached",
+    "ServerStats",
+]
 
 
 class Reached(enum.StrEnum):
@@ -163,3 +170,77 @@ class ConnectionStats:
 
     last_error: str
     """What went wrong last with this address; empty for nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerStats:
+    """What became of the requests for one synapse type, since the server was made.
+
+    Requests whose client did not wait for the end are in none of the counts.
+    """
+
+    name: str
+    """The synapse type."""
+
+    ok: int
+    """Answered by the handler."""
+
+    failed: int
+    """Those whose handler raised, or gave what cannot be sent."""
+
+    timed_out: int
+    """Those without an answer in ``handler_timeout_secs``, begun or not."""
+
+    busy: int
+    """Refused, as there was no room to wait."""
+
+    limited: int
+    """Refused, as their validator had sent too many."""
+
+    seconds: float
+    """Time that the handler took, over all requests; inline ones are not timed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStats:
+    """A server's counters since it was made, and its numbers at the moment of asking."""
+
+    handlers: tuple[HandlerStats, ...]
+    """For each synapse type that was registered."""
+
+    unknown: int
+    """Requests of a type that nobody registered."""
+
+    unauthenticated: int
+    """Requests on connections without a login."""
+
+    invalid: int
+    """Requests that could not be read."""
+
+    logins: int
+    """Those accepted."""
+
+    logins_refused: Mapping[str, int]
+    """By the name of the exception's class in `lightning.errors`; ``TimeoutError``
+    for those that took too long."""
+
+    connections: int
+    """With a login, now."""
+
+    strangers: int
+    """Connections without a login, now."""
+
+    validators: int
+    """Hotkeys logged in, now."""
+
+    permits: int
+    """Hotkeys that hold a permit, as last resolved."""
+
+    nonces: int
+    """Used ones that are remembered."""
+
+    running: int
+    """Requests being worked on, or handed to the handlers' threads."""
+
+    queued: int
+    """Requests that wait for their turn."""

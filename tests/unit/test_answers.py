@@ -3,13 +3,17 @@
 import asyncio
 import itertools
 import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 
 from lightning import HandlerContext, LightningServerConfig, PeerAddr
+from lightning import answers as answers_module
 from lightning._core.wire.messages import StreamChunk, StreamEnd, SynapseResponse
 from lightning.answers import Answers, fail
 from lightning.handlers import HandlerPool, HandlerTable
+from tests.support.waiting import until_async
 
 CONTEXT = HandlerContext("v", PeerAddr("127.0.0.1", 1), "h", 0.0, "conn_v_1")
 
@@ -18,6 +22,7 @@ class Exchange:
     """Takes so many frames, then wants no more."""
 
     stream_id = 8
+    cancelled = False
 
     def __init__(self, wants: int = 100) -> None:
         self.wants = wants
@@ -25,7 +30,7 @@ class Exchange:
         self.frames: list[tuple[bytes, bool]] = []
 
     def respond(self, frame: bytes, fin: bool = True) -> bool:
-        if len(self.frames) >= self.wants:
+        if len(self.frames) >= self.wants or (self.frames and self.frames[-1][1]):
             return False
         self.frames.append((frame, fin))
         return True
@@ -177,3 +182,51 @@ def test_shutting_the_pool_down_answers_what_waits(answers):
     assert text_of(stuck.begin(3)) == "request processing failed"
     assert stuck.started == [1]
     assert not answers.running
+
+
+async def test_the_wait_for_a_thread_counts(monkeypatch):
+    """A deadline is that of the arrival: what was begun late is not answered late."""
+    now = [100.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], time=time.time)
+    monkeypatch.setattr(answers_module, "time", clock)
+    answers = Answers(LightningServerConfig(handler_timeout_secs=10), lambda: None)
+    stuck = Stuck(answers)
+    first = stuck.begin(0)
+    assert stuck.entered.wait(30)
+    now[0] = 101.0
+    second = stuck.begin(1)
+    now[0] = 109.0
+    stuck.entered.clear()
+    stuck.release.set()
+    stuck.release = threading.Event()
+    assert stuck.entered.wait(30)
+    assert text_of(first) is None
+    third = stuck.begin(2)
+    now[0] = 112.0
+    expiring = asyncio.create_task(answers.expire())
+    await until_async(lambda: second.frames)
+    assert text_of(second) == "handler timed out"
+    assert not third.frames
+    assert stuck.handler.tally.timed_out == 1
+    expiring.cancel()
+    stuck.release.set()
+    answers.pool.shutdown(wait=True, cancel_futures=False)
+    assert text_of(third) is None
+    assert stuck.handler.tally.ok == 2
+    assert stuck.handler.tally.seconds == 9.0 + 3.0
+
+
+async def test_what_waited_too_long_for_a_thread_is_answered_and_never_begun():
+    """Two wait, each for its own time, though the first has a thread since."""
+    answers = Answers(LightningServerConfig(handler_timeout_secs=1), lambda: None)
+    stuck = Stuck(answers)
+    exchanges = [stuck.begin(n) for n in range(3)]
+    expiring = asyncio.create_task(answers.expire())
+    await until_async(lambda: all(exchange.frames for exchange in exchanges))
+    assert [text_of(exchange) for exchange in exchanges] == ["handler timed out"] * 3
+    expiring.cancel()
+    stuck.release.set()
+    answers.pool.shutdown(wait=True, cancel_futures=False)
+    assert stuck.started == [0]
+    assert not answers.running
+    assert [len(exchange.frames) for exchange in exchanges] == [1, 1, 1]

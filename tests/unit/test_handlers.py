@@ -475,7 +475,7 @@ def test_typed_async_handler_is_for_async_functions(function: Any) -> None:
 # Wire texts.
 
 
-def test_wire_error_texts_are_the_peers() -> None:
+def test_wire_error_texts_are_the_peers_and_two_of_ours() -> None:
     """The complete list of texts that a client may see."""
     texts = {n: t for n, t in vars(handlers).items() if n.startswith("ERROR_")}
     assert texts == {
@@ -487,6 +487,8 @@ def test_wire_error_texts_are_the_peers() -> None:
         "ERROR_SERIALIZATION": "internal serialization error",
         "ERROR_STREAM": "stream processing failed",
         "ERROR_STREAM_WRITE": "stream write failed",
+        "ERROR_BUSY": "server busy",
+        "ERROR_TOO_MANY": "too many requests",
     }
 
 
