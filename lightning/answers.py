@@ -160,11 +160,16 @@ class Answers:
                     drop()
                 fail(exchange, ERROR_TIMEOUT)
 
+    @property
+    def awaited(self) -> int:
+        """How many are answered, but for streams, and for whom nobody waits any more."""
+        return sum(not exchange.cancelled for exchange in list(self.running))
+
     def others_run(self) -> bool:
         """Say if anybody awaits an answer, but for that of the task that asks."""
         task = asyncio.current_task()
         own = task is not None and self.tasks.get(task) is not None
-        return sum(not exchange.cancelled for exchange in list(self.running)) > own
+        return self.awaited > own
 
     def in_task(
         self,
@@ -398,9 +403,3 @@ def fail(exchange: ServerExchange, text: str, handler: Handler | None = None) ->
     else:
         frame = encode_synapse_response(False, {}, int(time.time()), text)
     return exchange.respond(frame)
-
-
-def _log_failure(handler: Handler, error: LightningError) -> None:
-    self.log.error(
-        "handler %r failed: %s", handler.name, error, exc_info=error.__cause__ or error
-    )

@@ -597,7 +597,7 @@ class AsyncLightningServer:
 
     @property
     def _answering(self) -> int:
-        return len(self._requests) + len(self._answers.running)
+        return len(self._requests) + self._answers.awaited
 
     def _flush(self) -> None:
         if self._endpoint is not None:
