@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import operator
 import socket
@@ -18,29 +17,15 @@ from lightning._core.io.transport import (
     TransportConfig,
 )
 from lightning._core.wire.framing import MessageType
-from lightning._core.wire.messages import (
-    HandshakeRequest,
-    SynapsePacket,
-)
 from lightning.admission import (
-    LoginRateLimiter,
-    NonceCache,
-    PermitSet,
     SourceAllowlist,
-    ValidatorTable,
 )
 from lightning.answers import Answers, fail
 from lightning.config import LightningServerConfig
 from lightning.errors import (
     ConfigError,
-    HandshakeError,
     LightningConnectionError,
-    LightningError,
-    PermitMissing,
-    RateLimited,
     SerializationError,
-    ServerFull,
-    SigningError,
 )
 from lightning.handlers import (
     ERROR_AUTHENTICATION,
@@ -54,19 +39,15 @@ from lightning.handlers import (
     Registered,
 )
 from lightning.handshake import (
-    accept,
     certificate_fingerprint,
-    rejection,
-    verify_request,
 )
-from lightning.logs import BURST_OF_PEERS, INTERVAL_OF_PEERS, Throttled
+from lightning.logins import Logins
+from lightning.logs import Throttled
 from lightning.refresh import refresh
 from lightning.signer import (
     BtWalletSigner,
-    Signer,
     Sr25519Signer,
     as_signer,
-    sign,
 )
 
 if TYPE_CHECKING:
@@ -74,6 +55,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from lightning._core.io.links import ServerExchange
+    from lightning._core.wire.messages import (
+        SynapsePacket,
+    )
     from lightning.serving import ServingThreads
     from lightning.types import PeerAddr, ServerConnectionStats
 
@@ -132,33 +116,18 @@ class AsyncLightningServer:
         self.host = host
         self.port = operator.index(port)
         self.config = config or LightningServerConfig()
-        self._signer: Signer | None = None if signer is None else as_signer(signer)
         self._handlers = HandlerTable()
         self._permit_resolver: Any = None
         self._source_resolver: Any = None
-        self._observer: Any = None
         settings = self.config
-        self._nonces = NonceCache(
-            settings.max_nonce_entries, settings.max_signature_age_secs
-        )
-        self._logins = LoginRateLimiter(
-            settings.max_handshake_attempts_per_minute,
-            max_sources=settings.max_tracked_rate_ips,
-        )
-        self._permits = PermitSet()
         self._sources = SourceAllowlist.enforce(())
-        self._table: ValidatorTable[Connection] = ValidatorTable(
-            settings.max_connections
-        )
         # Connections without a login, and the timer that ends each.
         self._strangers: dict[Connection, asyncio.TimerHandle] = {}
-        self._fingerprint = ""
         self._endpoint: ServerEndpoint | None = None
         self._answers = Answers(settings, self._flush)
         self._tasks: set[asyncio.Task[Any]] = set()
         # Those of the tasks that answer requests.
         self._requests: set[asyncio.Task[Any]] = set()
-        self._permits_known = asyncio.Event()
         self._stopped = asyncio.Event()
         # One for each call of serve_forever() that has not returned.
         self._serving: set[asyncio.Future[None]] = set()
@@ -166,7 +135,12 @@ class AsyncLightningServer:
         self._open = False
         # For what validators, and strangers, can have it say at will.
         self._log = Throttled(log)
-        self._peers = Throttled(log, BURST_OF_PEERS, INTERVAL_OF_PEERS)
+        self._logins = Logins(
+            miner_hotkey, settings, self._log, self._spawn, self._on_accepted
+        )
+        self._table = self._logins.table
+        if signer is not None:
+            self._logins.signer = as_signer(signer)
         # The blocking face sets this: requests are run by these, and not by the loop.
         self._threads: ServingThreads | None = None
         # Has the loop call a function, from any thread.
@@ -202,7 +176,7 @@ class AsyncLightningServer:
         Args:
             signer: Anything `as_signer` takes.
         """
-        self._signer = as_signer(signer)
+        self._logins.signer = as_signer(signer)
 
     def set_miner_keypair(self, keypair_seed: bytes | list[int]) -> None:
         """Sign with the sr25519 key of a seed.
@@ -213,7 +187,7 @@ class AsyncLightningServer:
         Raises:
             ConfigError: It is not 32 bytes long.
         """
-        self._signer = Sr25519Signer.from_seed(bytes(keypair_seed))
+        self._logins.signer = Sr25519Signer.from_seed(bytes(keypair_seed))
 
     def set_miner_wallet(
         self,
@@ -226,7 +200,9 @@ class AsyncLightningServer:
         Raises:
             ConfigError: The wallet cannot be loaded.
         """
-        self._signer = BtWalletSigner.from_wallet(wallet_name, wallet_path, hotkey_name)
+        self._logins.signer = BtWalletSigner.from_wallet(
+            wallet_name, wallet_path, hotkey_name
+        )
 
     def set_validator_permit_resolver(self, resolver: Any) -> None:
         """Set who knows the validators that hold a permit.
@@ -260,7 +236,7 @@ class AsyncLightningServer:
             observer: A `HandshakeObserver`, or a callable with the hotkey and the IP;
                 sync or async, run on the event loop.
         """
-        self._observer = observer
+        self._logins.observer = observer
 
     # Handlers; they may be registered while the server runs.
 
@@ -319,8 +295,6 @@ class AsyncLightningServer:
         settings = self.config
         self._answers = Answers(settings, self._flush)
         self._stopped = asyncio.Event()
-        self._permits = PermitSet()
-        self._permits_known = asyncio.Event()
         self._sources = SourceAllowlist.enforce(())
         self._post = self._answers.pool.mailbox().post
         self._open = True
@@ -332,7 +306,7 @@ class AsyncLightningServer:
             )
         finally:
             self._open = self._endpoint is not None
-        if self._signer is None:
+        if self._logins.signer is None:
             log.warning("no signer is set: every login will be refused")
         self._spawn(self._sweep(endpoint), "sweep")
         self._spawn(self._answers.expire(), "handler timeouts")
@@ -346,9 +320,9 @@ class AsyncLightningServer:
                         self._permit_resolver, "resolve_permitted_validators"
                     ),
                     settings.validator_permit_refresh_secs,
-                    self._take_permits,
+                    self._logins.take_permits,
                     self._answers.pool,
-                    self._permits_known,
+                    self._logins.permits_known,
                 ),
                 "permits",
             )
@@ -396,7 +370,7 @@ class AsyncLightningServer:
                 f"invalid host {self.host!r}: {error}"
             ) from error
         family, _, _, _, address = places[0]
-        self._fingerprint = certificate_fingerprint(identity.der)
+        self._logins.begin(certificate_fingerprint(identity.der))
         await endpoint.open(family, address)
         if settings.enforce_source_allowlist:
             # Nobody, before the first answer.
@@ -464,7 +438,7 @@ class AsyncLightningServer:
             self._endpoint = None
             stopped.set()
             serving, self._serving = self._serving, set()
-            for told in (self._log, self._peers, self._answers.log):
+            for told in (self._log, self._logins.peers, self._answers.log):
                 told.flush()
             log.info("miner %s has stopped", self.miner_hotkey)
         # Whoever waits in serve_forever() sees it return, not a cancelled call.
@@ -535,16 +509,15 @@ class AsyncLightningServer:
 
     async def get_active_nonce_count(self) -> int:
         """Return how many nonces are remembered."""
-        return len(self._nonces)
+        return len(self._logins.nonces)
 
     async def cleanup_expired_nonces(self) -> None:
         """Forget nonces that cannot be used again; done by itself as well."""
-        self._nonces.expire(time.time())
-        self._logins.expire(time.monotonic())
+        self._logins.expire()
 
     async def get_permitted_validator_count(self) -> int:
         """Return how many validators hold a permit, as last resolved."""
-        return len(self._permits)
+        return len(self._logins.permits)
 
     async def get_allowed_source_count(self) -> int:
         """Return how many addresses the allowlist has; 0 if it is bypassed."""
@@ -576,6 +549,10 @@ class AsyncLightningServer:
         )
         self._admit()
 
+    def _on_accepted(self, connection: Connection) -> None:
+        self._forget_stranger(connection)
+        connection.max_payload = self.config.max_frame_payload_bytes
+
     def _forget_stranger(self, connection: Connection) -> None:
         deadline = self._strangers.pop(connection, None)
         if deadline is not None:
@@ -584,14 +561,7 @@ class AsyncLightningServer:
 
     def _on_closed(self, connection: Connection) -> None:
         self._forget_stranger(connection)
-        ended = connection.closed
-        for hotkey in self._table.remove_connection(connection):
-            self._peers.info(
-                "validator %s at %s is gone: %s",
-                hotkey,
-                connection.address,
-                ended().detail if ended is not None else "",
-            )
+        self._logins.forget(connection)
 
     # Requests.
 
@@ -619,142 +589,13 @@ class AsyncLightningServer:
             if kind == SYNAPSE_PACKET:
                 self._on_packet(connection, exchange, payload)
             elif kind == HANDSHAKE_REQUEST:
-                self._on_login(connection, exchange, payload)
+                self._logins.on_login(connection, exchange, payload)
             else:
                 exchange.respond(b"")
         except Exception:
             # Ours to mend, and no reason to lose the connection.
             self._log.exception("request from %s failed", connection.address)
             fail(exchange, ERROR_PROCESSING)
-
-    def _on_login(
-        self, connection: Connection, exchange: ServerExchange, payload: bytes
-    ) -> None:
-        ip = connection.address.ip
-        try:
-            if not self._logins.allow(ip, time.monotonic()):
-                raise RateLimited("too many logins from this address", address=ip)
-            request = HandshakeRequest.from_payload(payload)
-        except LightningError as error:
-            level = logging.DEBUG if isinstance(error, RateLimited) else logging.INFO
-            self._log.log(level, "login from %s refused: %s", connection.address, error)
-            exchange.respond(rejection(time.time()).to_frame())
-            return
-        if isinstance(self._signer, Sr25519Signer) and (
-            self._permits_known.is_set() or not self.config.require_validator_permit
-        ):
-            # Answered at once, with what completes the handshake.
-            try:
-                frame = _run_through(self._check_login(connection, request))
-            except LightningError as error:
-                self._refuse(connection, exchange, request, error)
-            else:
-                self._welcome(connection, exchange, request, frame)
-            return
-        self._spawn_for(exchange, self._login(connection, exchange, request), "login")
-
-    async def _login(
-        self,
-        connection: Connection,
-        exchange: ServerExchange,
-        request: HandshakeRequest,
-    ) -> None:
-        try:
-            async with asyncio.timeout(self.config.handshake_timeout_secs):
-                frame = await self._check_login(connection, request)
-        except (LightningError, TimeoutError) as error:
-            self._refuse(connection, exchange, request, error)
-        else:
-            self._welcome(connection, exchange, request, frame)
-
-    def _refuse(
-        self,
-        connection: Connection,
-        exchange: ServerExchange,
-        request: HandshakeRequest,
-        error: Exception,
-    ) -> None:
-        # These two are ours to mend; the others are the validator's.
-        ours = isinstance(error, SigningError | ServerFull)
-        self._log.log(
-            logging.WARNING if ours else logging.INFO,
-            "login of %.64r from %s refused: %s",
-            request.validator_hotkey,
-            connection.address,
-            str(error) or "timed out",
-        )
-        exchange.respond(rejection(time.time(), self.miner_hotkey).to_frame())
-
-    def _welcome(
-        self,
-        connection: Connection,
-        exchange: ServerExchange,
-        request: HandshakeRequest,
-        frame: bytes,
-    ) -> None:
-        exchange.respond(frame)
-        if self._observer is not None:
-            told = self._observe(request.validator_hotkey, connection.address.ip)
-            self._spawn(told, "observe")
-
-    async def _check_login(
-        self, connection: Connection, request: HandshakeRequest
-    ) -> bytes:
-        """Check a login in the peer's order, and return the frame that accepts it."""
-        hotkey = request.validator_hotkey
-        verify_request(
-            request,
-            fingerprint=self._fingerprint,
-            now=time.time(),
-            max_age=self.config.max_signature_age_secs,
-        )
-        self._nonces.check_and_store(request.nonce, request.timestamp, time.time())
-        if self.config.require_validator_permit:
-            await self._permits_known.wait()
-            self._require_permit(hotkey)
-        if self._signer is None:
-            raise SigningError("no miner signer configured")
-        login = accept(
-            request,
-            miner_hotkey=self.miner_hotkey,
-            fingerprint=self._fingerprint,
-            now=time.time(),
-        )
-        frame = login.response(await sign(self._signer, login.message)).to_frame()
-        # Signing may have taken a while.
-        if not connection.is_alive:
-            raise HandshakeError("the connection was closed meanwhile", hotkey=hotkey)
-        self._require_permit(hotkey)
-        replaced = self._table.register(
-            hotkey, connection, login.connection_id, time.time()
-        )
-        self._peers.info(
-            "validator %s has logged in from %s", hotkey, connection.address
-        )
-        if replaced is not None:
-            self._peers.info(
-                "validator %s was also connected from %s: that one is closed",
-                hotkey,
-                replaced.address,
-            )
-            replaced.close("replaced")
-        self._forget_stranger(connection)
-        connection.max_payload = self.config.max_frame_payload_bytes
-        return frame
-
-    def _require_permit(self, hotkey: str) -> None:
-        if self.config.require_validator_permit and hotkey not in self._permits:
-            raise PermitMissing("no validator permit", hotkey=hotkey)
-
-    async def _observe(self, hotkey: str, ip: str) -> None:
-        observer = self._observer
-        tell = _method(observer, "observe_successful_handshake")
-        try:
-            result = tell(hotkey, ip)
-            if inspect.isawaitable(result):
-                await result
-        except (Exception, SystemExit):
-            self._log.exception("the handshake observer failed")
 
     def _on_packet(
         self,
@@ -815,31 +656,28 @@ class AsyncLightningServer:
         if exchange.cancelled:
             return
         answer = self._answers.stream(exchange, handler, data, context, connection.sent)
-        self._spawn_for(exchange, answer, handler.name, handler)
+        self._spawn(answer, handler.name, exchange, handler)
 
     # Background.
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
-        """Run a task that ends with the server."""
-        self._tasks.add(self._create_task(coroutine, name))
+    def _spawn(
+        self,
+        coroutine: Coroutine[Any, Any, None],
+        name: str,
+        exchange: ServerExchange | None = None,
+        handler: Handler | None = None,
+    ) -> None:
+        """Run a task that ends with the server.
 
-    def _create_task(
-        self, coroutine: Coroutine[Any, Any, None], name: str
-    ) -> asyncio.Task[None]:
+        One that answers a request ends with that at the latest.
+        """
         task = asyncio.get_running_loop().create_task(
             coroutine, name=f"lightning-server {name}"
         )
+        self._tasks.add(task)
         task.add_done_callback(self._on_task_done)
-        return task
-
-    def _spawn_for(
-        self,
-        exchange: ServerExchange,
-        coroutine: Coroutine[Any, Any, None],
-        name: str,
-        handler: Handler | None = None,
-    ) -> None:
-        """Run a task that answers a request, and ends with it at the latest."""
+        if exchange is None:
+            return
 
         def on_done(task: asyncio.Task[None]) -> None:
             self._requests.discard(task)
@@ -847,8 +685,6 @@ class AsyncLightningServer:
             if task.cancelled() or task.exception() is not None:
                 fail(exchange, ERROR_PROCESSING, handler)
 
-        task = self._create_task(coroutine, name)
-        self._tasks.add(task)
         self._requests.add(task)
         task.add_done_callback(on_done)
         exchange.on_cancel = task.cancel
@@ -868,14 +704,6 @@ class AsyncLightningServer:
                 next_cleanup += self.config.nonce_cleanup_interval_secs
                 await self.cleanup_expired_nonces()
 
-    def _take_permits(self, permits: Any) -> None:
-        self._permits.replace(permits)
-        for hotkey in [h for h in self._table.hotkeys if h not in self._permits]:
-            self._peers.info("validator %s has lost its permit", hotkey)
-            connection = self._table.remove_hotkey(hotkey)
-            if connection is not None:
-                connection.close("validator_permit_lost")
-
     def _take_sources(self, sources: Any) -> None:
         if not isinstance(sources, SourceAllowlist):
             raise TypeError(
@@ -885,17 +713,6 @@ class AsyncLightningServer:
         self._sources = sources
         if self._endpoint is not None:
             self._endpoint.set_sources(sources.addresses)
-
-
-def _run_through(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that has nothing to wait for, and return its result."""
-    try:
-        coroutine.send(None)
-    except StopIteration as end:
-        result: T = end.value
-        return result
-    coroutine.close()
-    raise RuntimeError("it waits for something")
 
 
 def _method(thing: Any, name: str) -> Any:

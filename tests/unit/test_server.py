@@ -22,6 +22,7 @@ from lightning import (
     typed_handler,
 )
 from lightning import answers as answers_module
+from lightning import logins as logins_module
 from lightning import refresh as refresh_module
 from lightning import server as server_module
 from lightning._core.wire.messages import HandshakeRequest
@@ -155,7 +156,7 @@ async def test_it_starts_stops_and_starts_again(start_server, connect):
     seen = set()
     port = port_of(server)
     for _ in range(3):
-        seen.add(server._fingerprint)
+        seen.add(server._logins.fingerprint)
         client, axon = await connect(server)
         assert (await client.query_axon(axon, ECHO)).success
         await server.stop()
@@ -927,16 +928,16 @@ async def test_used_nonces_are_forgotten_in_time(start_server, connect, monkeypa
     await connect(server)
     await server.cleanup_expired_nonces()
     assert await server.get_active_nonce_count() == 1
-    assert len(server._logins) == 1
+    assert len(server._logins.limiter) == 1
     now = time.time() + 10_000
 
     class Later:
         time = staticmethod(lambda: now)
         monotonic = staticmethod(lambda: time.monotonic() + 10_000)
 
-    monkeypatch.setattr(server_module, "time", Later)
-    await until_async(lambda: not len(server._nonces))
-    assert len(server._logins) == 0
+    monkeypatch.setattr(logins_module, "time", Later)
+    await until_async(lambda: not len(server._logins.nonces))
+    assert len(server._logins.limiter) == 0
 
 
 async def test_logins_are_rationed_by_address(start_server, make_client, caplog):
@@ -1004,7 +1005,7 @@ async def test_a_connection_that_is_gone_is_not_registered(start_server):
     async with raw_client(port_of(server)) as raw:
         request = HandshakeRequest.from_payload(login_frame(raw.certificate)[5:])
     with pytest.raises(HandshakeError, match="closed meanwhile"):
-        await server._check_login(Gone(), request)
+        await server._logins.check(Gone(), request)
     assert not len(server._table)
 
 
@@ -1090,7 +1091,7 @@ async def test_a_resolver_that_fails_keeps_what_was_known(
     await until_async(lambda: "permits not refreshed" in caplog.text)
     assert (await client.query_axon(axon, ECHO)).success
     resolver.answer = {VALIDATOR_HOTKEY, "another"}
-    await until_async(lambda: len(server._permits) == 2)
+    await until_async(lambda: len(server._logins.permits) == 2)
 
 
 async def test_before_the_first_answer_nobody_has_a_permit(
@@ -1122,7 +1123,7 @@ async def test_before_the_first_answer_nobody_has_a_permit(
     with pytest.raises(HandshakeRejected):
         await query
     await until_async(lambda: not answers)
-    await until_async(lambda: len(server._permits))
+    await until_async(lambda: len(server._logins.permits))
     assert (await client.query_axon(axon, ECHO)).success
 
 
@@ -1144,21 +1145,44 @@ async def test_a_permit_that_is_lost_while_signing_is_lost(start_server, make_cl
     client = make_client()
     await client.create_endpoint()
     axon = QuicAxonInfo(MINER_HOTKEY, "127.0.0.1", port_of(server))
-    await until_async(lambda: len(server._permits))
+    await until_async(lambda: len(server._logins.permits))
     query = asyncio.create_task(client.query_axon(axon, ECHO))
-    await until_async(lambda: len(server._nonces) and len(server._permits))
+    await until_async(
+        lambda: len(server._logins.nonces) and len(server._logins.permits)
+    )
     resolver.answer = set()
-    await until_async(lambda: not len(server._permits))
+    await until_async(lambda: not len(server._logins.permits))
     release.set()
     with pytest.raises(HandshakeRejected):
         await query
     assert not len(server._table)
 
 
+async def test_a_resolver_that_names_nobody_is_complained_of(
+    start_server, connect, caplog
+):
+    """All validators are disconnected then: it is seldom what was meant."""
+    permits = {VALIDATOR_HOTKEY}
+
+    def prepare(server):
+        server.set_validator_permit_resolver(lambda: set(permits))
+        refresh_often(server)
+
+    server = await start_server(prepare, require_validator_permit=True)
+    await until_async(lambda: len(server._logins.permits))
+    client, axon = await connect(server)
+    permits.clear()
+    await until_async(lambda: not len(server._table))
+    assert (
+        "the resolver of permits names nobody: no validator may log in, and 1 are "
+        "disconnected"
+    ) in caplog.text
+
+
 async def test_a_resolver_may_be_set_while_it_runs(start_server, connect):
     server = await start_server(require_validator_permit=True)
     server.set_validator_permit_resolver(lambda: {VALIDATOR_HOTKEY})
-    await until_async(lambda: len(server._permits))
+    await until_async(lambda: len(server._logins.permits))
     await connect(server)
 
 
@@ -1172,7 +1196,7 @@ async def test_a_restart_forgets_permits_and_sources(start_server):
     server = await start_server(
         prepare, require_validator_permit=True, enforce_source_allowlist=True
     )
-    await until_async(lambda: server._sources.is_bypass and len(server._permits))
+    await until_async(lambda: server._sources.is_bypass and len(server._logins.permits))
     await server.stop()
     resolver.answer = RuntimeError("no chain")
     server.set_source_address_resolver(resolver.resolve_permitted_validators)
