@@ -47,6 +47,7 @@ from lightning.config import (
 from lightning.errors import LightningError
 from lightning.fanout import BlockingFanOut, FanOut
 from lightning.handlers import HandlerContext, typed_async_handler, typed_handler
+from lightning.reports import HandlerStats, ServerStats
 from lightning.server import AsyncLightningServer
 from lightning.signer import BtWalletSigner, CallbackSigner, Signer, Sr25519Signer
 from lightning.streaming import BlockingStreamingResponse, StreamingResponse
@@ -90,6 +91,7 @@ __all__ = [
     "ClientConnectionStats",
     "FanOut",
     "HandlerContext",
+    "HandlerStats",
     "HandshakeObserver",
     "HandshakeRequest",
     "HandshakeResponse",
@@ -110,6 +112,7 @@ __all__ = [
     "RustLightning",
     "RustLightningServer",
     "ServerConnectionStats",
+    "ServerStats",
     "Signer",
     "SourceAddressResolver",
     "SourceAllowlist",

@@ -219,6 +219,7 @@ class Answers:
                 self._woken = False
                 began = True
                 answered = 0
+                started = time.monotonic()
                 while waiting:
                     if answered == ANSWERS_A_FLUSH:
                         # The client works on these while we do on the others.
@@ -242,6 +243,9 @@ class Answers:
                     finally:
                         self.running.pop(exchange, None)
                         self.tasks[task] = None
+                        ended = time.monotonic()
+                        handler.tally.seconds += ended - started
+                        started = ended
                     if task.cancelling():
                         return  # By whoever stopped that request, or the server.
                     if contextvars.copy_context() != self._variables:

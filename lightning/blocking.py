@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from lightning._core.io.links import Call
+    from lightning.reports import ServerStats
     from lightning.types import (
         ClientConnectionStats,
         PeerAddr,
@@ -445,6 +446,10 @@ class LightningServer:
     def local_addr(self) -> PeerAddr:
         """Do as `AsyncLightningServer.local_addr`."""
         return self._server.local_addr()
+
+    def stats(self) -> ServerStats:
+        """Do as `AsyncLightningServer.stats`."""
+        return self._server.stats()
 
     def get_connection_stats(self) -> ServerConnectionStats:
         """Do as `AsyncLightningServer.get_connection_stats`."""

@@ -7,6 +7,7 @@ import logging
 import operator
 import socket
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from lightning._core.io.base import FORKED
@@ -44,6 +45,7 @@ from lightning.handshake import (
 from lightning.logins import Logins
 from lightning.logs import Throttled
 from lightning.refresh import refresh
+from lightning.reports import HandlerStats, ServerStats
 from lightning.signer import (
     BtWalletSigner,
     Sr25519Signer,
@@ -135,6 +137,8 @@ class AsyncLightningServer:
         self._open = False
         # For what validators, and strangers, can have it say at will.
         self._log = Throttled(log)
+        # Requests that no handler has had, by the text of the answer.
+        self._refused: Counter[str] = Counter()
         self._logins = Logins(
             miner_hotkey, settings, self._log, self._spawn, self._on_accepted
         )
@@ -483,6 +487,39 @@ class AsyncLightningServer:
 
     # What it knows.
 
+    def stats(self) -> ServerStats:
+        """Return counters since the server was made, and numbers of this moment.
+
+        Any thread may ask.
+        """
+        logins = self._logins
+        return ServerStats(
+            handlers=tuple(
+                HandlerStats(
+                    name,
+                    tally.ok,
+                    tally.failed,
+                    tally.timed_out,
+                    tally.busy,
+                    tally.limited,
+                    tally.seconds,
+                )
+                for name, tally in list(self._handlers.tallies.items())
+            ),
+            unknown=self._refused[ERROR_UNKNOWN_SYNAPSE],
+            unauthenticated=self._refused[ERROR_AUTHENTICATION],
+            invalid=self._refused[ERROR_INVALID_REQUEST],
+            logins=logins.accepted,
+            logins_refused=dict(logins.refused),
+            connections=len(logins.table),
+            strangers=len(self._strangers),
+            validators=len(logins.table.hotkeys),
+            permits=len(logins.permits),
+            nonces=len(logins.nonces),
+            running=self._answering,
+            queued=0,
+        )
+
     async def get_connection_stats(self) -> ServerConnectionStats:
         """Return the peer's table of texts.
 
@@ -605,16 +642,16 @@ class AsyncLightningServer:
     ) -> None:
         if isinstance(packet, SerializationError):
             self._log.debug("request from %s refused: %s", connection.address, packet)
-            fail(exchange, ERROR_INVALID_REQUEST)
+            self._refuse(exchange, ERROR_INVALID_REQUEST)
             return
         handler = self._handlers.find(packet.synapse_type)
         session = self._table.session(connection)
         if session is None:
-            fail(exchange, ERROR_AUTHENTICATION, handler)
+            self._refuse(exchange, ERROR_AUTHENTICATION, handler)
             return
         session.last_activity = time.time()
         if handler is None:
-            fail(exchange, ERROR_UNKNOWN_SYNAPSE)
+            self._refuse(exchange, ERROR_UNKNOWN_SYNAPSE)
             return
         context = None
         if handler.takes_context:
@@ -643,6 +680,12 @@ class AsyncLightningServer:
             self._post(answers.in_task, exchange, handler, data, context)
         else:
             self._post(self._begin, connection, exchange, handler, data, context)
+
+    def _refuse(
+        self, exchange: ServerExchange, text: str, handler: Handler | None = None
+    ) -> None:
+        self._refused[text] += 1
+        fail(exchange, text, handler)
 
     def _begin(
         self,

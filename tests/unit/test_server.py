@@ -1170,7 +1170,7 @@ async def test_a_resolver_that_names_nobody_is_complained_of(
 
     server = await start_server(prepare, require_validator_permit=True)
     await until_async(lambda: len(server._logins.permits))
-    client, axon = await connect(server)
+    await connect(server)
     permits.clear()
     await until_async(lambda: not len(server._table))
     assert (
@@ -1572,3 +1572,45 @@ async def test_refusing_what_is_not_begun_any_more(start_server, connect):
     release.set()
     assert (await running).success
     await stopping
+
+
+async def test_it_counts_what_became_of_requests_and_logins(start_server, connect):
+    async def wrong(data: dict) -> dict:
+        raise ValueError
+
+    def chunks(data: dict):
+        yield b"x"
+
+    def prepare(server):
+        server.register_synapse_handler("plain", lambda data: data)
+        server.register_async_synapse_handler("wrong", wrong)
+        server.register_streaming_handler("chunks", chunks)
+
+    server = await start_server(prepare)
+    client, axon = await connect(server)
+    for _ in range(2):
+        assert (await answer_of(client, axon, "plain")).success
+        assert not (await answer_of(client, axon, "wrong")).success
+        assert not (await answer_of(client, axon, "nobody")).success
+        assert await chunks_of(client, axon, "chunks") == [b"x"]
+    assert (await answer_of(client, axon, "echo")).success
+    # A handler in another's place goes on counting.
+    server.register_synapse_handler("plain", lambda data: {})
+    assert (await answer_of(client, axon, "plain")).success
+    async with raw_client(port_of(server)) as stranger:
+        await stranger.ask(frame(3, bytes.fromhex("93a46563686f80ce6b0643ef")))
+        await stranger.ask(frame(3, b"x"))
+    await until_async(lambda: server.stats().running == 0)
+    stats = server.stats()
+    counts = {h.name: (h.ok, h.failed, h.timed_out) for h in stats.handlers}
+    assert counts == {
+        "echo": (1, 0, 0),
+        "plain": (3, 0, 0),
+        "wrong": (0, 2, 0),
+        "chunks": (2, 0, 0),
+    }
+    assert [h.name for h in stats.handlers if not h.seconds] == ["echo"], "inline"
+    assert (stats.unknown, stats.unauthenticated, stats.invalid) == (2, 1, 1)
+    assert (stats.logins, stats.logins_refused) == (1, {})
+    assert (stats.connections, stats.validators, stats.nonces) == (1, 1, 1)
+    assert (stats.permits, stats.queued) == (0, 0)
