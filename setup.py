@@ -54,6 +54,7 @@ EXTENSIONS = [
     "lightning._core.quic.streamsend",
     "lightning._core.quic.streams",
     "lightning._core.quic.paths",
+    "lightning._core.quic.sources",
     "lightning._core.quic.keyschedule",
     "lightning._core.quic.tlsmessages",
     "lightning._core.quic.secrets",

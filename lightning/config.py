@@ -304,7 +304,7 @@ class LightningServerConfig:
     """New connections accepted from one source address in 60 seconds, IPv6 counted by
     /64; above 0, default None: four times ``max_handshake_attempts_per_minute``.
 
-    Not in the peer. Memory: 24 bytes for each of ``max_tracked_rate_ips``.
+    Not in the peer. Memory: 40 bytes for each of ``max_tracked_rate_ips``.
     """
 
     max_concurrent_requests: int | None = None

@@ -26,12 +26,12 @@ def hold_the_gil(seconds: float) -> None:
 class Echo:
     """Answers; keeps when the datagrams of its latest connection came."""
 
-    def __init__(self) -> None:
+    def __init__(self, **settings: object) -> None:
         self.connection = None
         self.seen = 0
         self.times: list[float] = []
         self.endpoint = ServerEndpoint(
-            TransportConfig(**CONFIG),
+            TransportConfig(**{**CONFIG, **settings}),
             Identity.generate(),
             on_connection=self.on_connection,
             on_request=self.on_request,

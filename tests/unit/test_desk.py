@@ -445,7 +445,7 @@ async def test_a_lost_connection_cancels_what_runs(endpoints):
 async def test_a_client_gets_new_streams_whatever_becomes_of_the_old(endpoints):
     """Answered, stopped, reset and refused ones all give their credit back."""
     serve, _ = endpoints
-    server = await serve(retry=False, max_streams=8)
+    server = await serve(retry=False, max_streams=16)
     async with raw_client(server.endpoint.local_addr.port) as client:
         for turn in range(60):
             kind = turn % 4

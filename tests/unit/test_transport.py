@@ -694,3 +694,99 @@ async def test_a_small_socket_buffer_is_pointed_out(caplog, monkeypatch):
     endpoint.close("")
     transport._check_buffer.cache_clear()
     assert "net.core.rmem_max" in caplog.text
+
+
+# What it tells of itself.
+
+
+async def test_the_numbers_of_a_connection(endpoints):
+    """Of both ends, live and after; from any thread."""
+    serve, dial = endpoints
+    server = await serve()
+    connection = await dial(server)
+    assert Connection(connection._endpoint, None).numbers() == transport.Numbers()
+    for _ in range(3):
+        call = asyncio.get_running_loop().create_future()
+        connection.call(frame(2, b"q"), call)
+        await call
+    await ask(connection)
+    server.answers = False
+    dropped = connection.call(frame(2, b"q"), asyncio.Future())
+    await until_async(lambda: len(server.requests) == 5)
+    one = await asyncio.to_thread(connection.numbers)
+    assert (one.requests, one.in_flight, one.failures) == (5, 1, 0)
+    assert sum(one.latencies) == 3  # Not the one of `ask`, which is a streamed one.
+    assert len(one.latencies) == 28
+    assert 0 < one.min_rtt <= one.rtt < 1
+    assert 0 <= one.idle <= one.age < 10
+    assert one.packets_sent >= 4
+    assert one.bytes_sent > 1200 < one.bytes_received
+    assert one.congestion_window >= 12_000
+    (far,) = server.connections
+    assert far.numbers()[9:12] == (5, 1, 0)
+    dropped.cancel()
+    assert connection.numbers()[9:12] == (5, 0, 1)
+    await until_async(lambda: far.numbers()[9:12] == (5, 0, 1))
+    lost = asyncio.get_running_loop().create_future()
+    connection.call(frame(2, b"q"), lost)
+    connection.close("")
+    await lost
+    last = connection.numbers()
+    assert last[9:12] == (6, 0, 2)
+    assert last.latencies == one.latencies
+    await asyncio.sleep(0.01)
+    assert connection.numbers() == last
+    # The endpoint's survive the connection.
+    stats = connection._endpoint.stats()
+    assert (stats["requests"], stats["failures"]) == (6, 2)
+    assert connection._endpoint.latencies == one.latencies
+    connection._endpoint.close("")
+    assert connection.numbers() == last
+    assert connection._endpoint.latencies == ()
+
+
+async def test_streams_that_fail_are_counted(endpoints):
+    """Those of `Exchanges`, live and after the end of the connection."""
+    serve, dial = endpoints
+    server = await serve()
+    server.answers = False
+    connection = await dial(server)
+    asked = asyncio.create_task(ask(connection))
+    await until_async(lambda: server.requests)
+    server.requests[0][1].respond(b"", True)
+    with pytest.raises(ConnectionError):
+        await asked
+    assert connection.numbers()[9:12] == (1, 0, 1)
+    stats = connection._endpoint.stats()
+    assert (stats["requests"], stats["failures"]) == (1, 1)
+    connection.close("")
+    stats = connection._endpoint.stats()
+    assert (stats["requests"], stats["failures"]) == (1, 1)
+
+
+async def test_who_is_vouched_for_is_no_stranger(endpoints):
+    """One connection of a source at a time is not known; known ones do not count."""
+    serve, dial = endpoints
+    server = await serve(max_unauthenticated_per_source=1)
+    await dial(server)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await dial(server)
+    assert server.endpoint.stats()["sources_full"] > 0
+    server.connections[0].vouch()
+    assert await ask(await dial(server)) == b"q"
+
+
+async def test_a_dead_server_is_noticed(endpoints):
+    """In the time that was set, and by its name."""
+    serve, dial = endpoints
+    server = await serve()
+    async with udp_relay("127.0.0.1", server.endpoint.local_addr.port) as relay:
+        connection = await dial(relay.port, unresponsive_timeout=0.5)
+        assert await ask(connection) == b"q"
+        relay.is_open = False
+        with pytest.raises(
+            ConnectionClosed, match="the peer does not answer"
+        ) as caught:
+            await ask(connection)
+        assert (caught.value.initiator, caught.value.timed_out) == ("local", True)

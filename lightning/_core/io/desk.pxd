@@ -39,6 +39,19 @@ cdef enum Outcome:
     CALL_TIMED_OUT = 10
 
 
+cdef enum TallySizes:
+    # What the histogram counts: below 1 microsecond, below 2, 4 and so on; the last are
+    # 67 seconds and more.
+    LATENCIES = 28
+
+
+# What became of exchanges. Whoever asks counts answers by the time they took.
+cdef struct Tally:
+    uint64_t begun
+    uint64_t failed  # ended without an answer
+    uint64_t latencies[28]
+
+
 # A frame under construction: header, then payload.
 cdef struct Frame:
     uint8_t* data  # of `capacity` bytes, grown as they come
@@ -121,6 +134,7 @@ cdef struct Line:
     Call* held_first  # those that wait for a stream, in order
     Call* held_last
     Request* requests  # not complete
+    Tally tally
 
 
 cdef struct Desk:
@@ -138,6 +152,7 @@ cdef struct Desk:
     Request* ready_first
     Request* ready_last
     uint32_t ready  # their number, an atomic
+    Tally tally  # of all lines that there were
 
 
 cdef void desk_init(Desk* d, EndpointCore* core) noexcept nogil
@@ -147,8 +162,11 @@ cdef void desk_free(Desk* d) noexcept nogil
 # Take charge of a connection's streams, all of a server's and those of `desk_call`;
 # NULL is out of memory.
 cdef Line* desk_open(Desk* d, Conn* c, size_t max_payload, bint serves) noexcept nogil
-# Its connection has ended, or is nobody's any more: so do its calls.
-cdef void desk_close(Line* line) noexcept nogil
+# Its connection has ended, or is nobody's any more: so do its calls. The tally is
+# copied out.
+cdef void desk_close(Line* line, Tally* tally) noexcept nogil
+# Count an exchange that ends without an answer, and of which the desk does not hear.
+cdef void desk_count_failed(Line* line) noexcept nogil
 # How many calls, and requests that are not complete.
 cdef uint32_t desk_count(const Line* line) noexcept nogil
 

@@ -57,11 +57,13 @@ cdef extern from * nogil:
     }
     static void word_wake(uint32_t *word) { (void)word; }
     #endif
+    #define leading_zeros(v) __builtin_clzll(v)
     #define word_or(p, v) __atomic_fetch_or((p), (v), __ATOMIC_SEQ_CST)
     #define word_and(p, v) __atomic_fetch_and((p), (v), __ATOMIC_SEQ_CST)
     """
     void word_sleep(uint32_t* word, int64_t micros)
     void word_wake(uint32_t* word)
+    int leading_zeros(uint64_t v)
     uint32_t word_or(uint32_t* word, uint32_t bits)
     uint32_t word_and(uint32_t* word, uint32_t bits)
 
@@ -178,7 +180,24 @@ cdef Line* desk_open(Desk* d, Conn* c, size_t max_payload, bint serves) noexcept
     return line
 
 
-cdef void desk_close(Line* line) noexcept nogil:
+cdef void desk_count_failed(Line* line) noexcept nogil:
+    line.tally.failed += 1
+    line.desk.tally.failed += 1
+
+
+cdef inline void count_begun(Line* line) noexcept nogil:
+    line.tally.begun += 1
+    line.desk.tally.begun += 1
+
+
+cdef inline void count_answered(Line* line, int64_t micros) noexcept nogil:
+    cdef int which = 64 - leading_zeros(<uint64_t> micros) if micros > 0 else 0
+    which = min(which, <int> LATENCIES - 1)
+    line.tally.latencies[which] += 1
+    line.desk.tally.latencies[which] += 1
+
+
+cdef void desk_close(Line* line, Tally* tally) noexcept nogil:
     cdef Desk* d = line.desk
     cdef Call* call
     cdef Request* r
@@ -196,7 +215,9 @@ cdef void desk_close(Line* line) noexcept nogil:
     while line.requests is not NULL:
         r = line.requests
         leave(r)
+        desk_count_failed(line)
         request_free(r)
+    tally[0] = line.tally
     if line.before is NULL:
         d.lines = line.after
     else:
@@ -245,6 +266,7 @@ cdef int desk_call(Call* call, int64_t now) noexcept nogil:
     if status != OK:
         call.line = NULL
     else:
+        count_begun(line)
         store32(&line.desk.calls, line.desk.calls + 1)
         if call.until:
             line.desk.until = min(line.desk.until, call.until)
@@ -344,6 +366,10 @@ cdef void settle(Call* call, int outcome, uint64_t code) noexcept nogil:
     call.outcome = outcome
     call.code = code
     call.ended = d.core.now
+    if outcome == CALL_ANSWERED:
+        count_answered(call.line, call.ended - call.began)
+    else:
+        desk_count_failed(call.line)
     store32(&d.calls, d.calls - 1)
     call.line = NULL
     call.after = NULL
@@ -440,6 +466,7 @@ cdef void desk_cancel(Call* call, int64_t now) noexcept nogil:
         connection_reset(c, call.stream.id, 0)
         detach(call)
     unlist(call)
+    desk_count_failed(line)
     store32(&line.desk.calls, line.desk.calls - 1)
     call.line = NULL
     call.outcome = CALL_CANCELLED
@@ -524,6 +551,7 @@ cdef void refuse(Request* r) noexcept nogil:
     cdef Stream* s = r.stream
     cdef int64_t now = r.line.desk.core.now
     leave(r)
+    desk_count_failed(r.line)
     streams_send(&c.streams, s, NULL, 0, True)
     streams_stop(&c.streams, s, 0, now)
     streams_release(&c.streams, s, now)
@@ -535,10 +563,12 @@ cdef void refuse(Request* r) noexcept nogil:
 cdef void expect(Line* line, Stream* s, uint8_t events, int64_t now) noexcept nogil:
     """Have what the peer sends on a new stream put together."""
     cdef Request* r = NULL
+    count_begun(line)
     if not events & (EVENT_RESET | EVENT_STOPPED):
         r = <Request*> calloc(1, sizeof(Request))
     if r is NULL:
         # Given up already, or no memory for it.
+        desk_count_failed(line)
         streams_send(&line.c.streams, s, NULL, 0, True)
         streams_stop(&line.c.streams, s, 0, now)
         streams_release(&line.c.streams, s, now)

@@ -17,7 +17,7 @@ from libc.string cimport memcpy, memset
 
 from lightning._core.io.base cimport DriverBase
 from lightning._core.io.desk cimport (
-    Waiter, desk_expire, desk_free, desk_init, desk_next_ready, desk_sift,
+    Tally, Waiter, desk_expire, desk_free, desk_init, desk_next_ready, desk_sift,
     desk_take_roused, load32, request_free
 )
 from lightning._core.io.links cimport Link, ServerExchange, finish_calls
@@ -288,6 +288,8 @@ cdef class Driver(DriverBase):
             self.leave()
             if self.refers:
                 self.endpoint.drain_releases()
+            if self.endpoint.qlog is not None:
+                self.endpoint.drain_trace()
             if result == WAIT_INTERRUPTED:
                 PyErr_CheckSignals()
             served = 0
@@ -588,13 +590,24 @@ cdef class Driver(DriverBase):
         return 0
 
     def stats(self):
-        """Return counters of the socket and of who moved its datagrams."""
+        """Return counters: of the socket, who moved its datagrams, and exchanges."""
         cdef UdpSocket udp
         cdef uint64_t attended = 0
         cdef uint64_t stand_ins = 0
+        cdef Tally tally
+        cdef uint64_t begun = 0
+        cdef uint64_t failed = 0
+        cdef Link link
         self.check_open()
+        for link in self.links_alive:
+            if not link.is_summed:
+                begun += link.exchanges.begun
+                failed += link.exchanges.failed
         with nogil:
             pump_stats(&self.pump, &udp, &attended, &stand_ins)
+            endpoint_lock(&self.endpoint.core)
+            tally = self.desk.tally
+            endpoint_unlock(&self.endpoint.core)
         return {
             "received": udp.received,
             "sent": udp.sent,
@@ -609,7 +622,19 @@ cdef class Driver(DriverBase):
             "attended": attended,
             "stand_ins": stand_ins,
             "lingered": self.pump.lingered,
+            "requests": begun + tally.begun,
+            "failures": failed + tally.failed,
         }
+
+    @property
+    def latencies(self):
+        """How long answers took, as `Link.latencies`, on all connections ever."""
+        cdef Tally tally
+        with nogil:
+            endpoint_lock(&self.endpoint.core)
+            tally = self.desk.tally
+            endpoint_unlock(&self.endpoint.core)
+        return tuple(tally.latencies)
 
 
 cdef size_t take(Delivery* d, Stream* s, size_t capacity, int64_t now) noexcept nogil:

@@ -185,6 +185,8 @@ cdef class Gathering:
             driver.leave()
         # Large requests that have arrived.
         driver.endpoint.drain_releases()
+        if driver.endpoint.qlog is not None:
+            driver.endpoint.drain_trace()
         PyErr_CheckSignals()
         return 0
 

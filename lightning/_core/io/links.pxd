@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 from lightning._core.io.base cimport DriverBase
 from lightning._core.io.desk cimport Call as CallRecord
-from lightning._core.io.desk cimport Line
+from lightning._core.io.desk cimport Line, Tally
 from lightning._core.quic.engine cimport Connection as Engine
 from lightning._core.wire.exchange cimport Exchanges
 
@@ -13,6 +13,8 @@ cdef class Link:
     cdef DriverBase driver
     cdef Engine engine
     cdef Line* line  # read and written under the endpoint's mutex
+    cdef Tally tally  # once there is no line any more
+    cdef bint is_summed  # its streamed exchanges are in the desk's tally
     cdef Py_ssize_t limit
     cdef object on_request
     cdef bint serves
@@ -29,6 +31,8 @@ cdef class Link:
     # Streams of held_back whose exchange is over.
     cdef set over
 
+    cdef void look(self, Tally* out) noexcept
+    cdef int count_failed(self) except -1
     cdef int append(self, uint64_t stream_id, bytes data, bint fin) except -100
     cdef int has_room(self, uint64_t stream_id) except -1
     cdef int on_writable(self, uint64_t stream_id) except -1

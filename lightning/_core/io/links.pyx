@@ -14,8 +14,9 @@ from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from lightning._core.io.desk cimport (
     CALL_ANSWERED, CALL_BAD_TYPE, CALL_CANCELLED, CALL_ENDED_EARLY, CALL_NO_MEMORY,
     CALL_REFUSED, CALL_RESET, CALL_TIMED_OUT, CALL_TOO_LARGE, WAITER_ROUSED, Waiter,
-    desk_call, desk_cancel, desk_close, desk_count, desk_next_ended, desk_open,
-    desk_respond, desk_sift, desk_take_roused, frame_free, load32, waiter_sleep
+    Tally, desk_call, desk_cancel, desk_close, desk_count, desk_count_failed,
+    desk_next_ended, desk_open, desk_respond, desk_sift, desk_take_roused, frame_free,
+    load32, waiter_sleep
 )
 from lightning._core.io.pump cimport (
     WAIT_TIMEOUT, pump_clock, pump_flush, pump_rouse, pump_wait
@@ -142,14 +143,21 @@ cdef class Link:
     def hang_up(self):
         """End what is under way: its calls fail, its requests need no answer."""
         cdef Waiter* roused = NULL
+        cdef uint64_t begun = 0
+        cdef uint64_t failed = 0
         if self.driver is None:
             return
+        if not self.is_summed:
+            self.is_summed = True
+            begun, failed = self.exchanges.begun, self.exchanges.failed
         with nogil:
             endpoint_lock(&self.driver.endpoint.core)
             if self.line is not NULL:
-                desk_close(self.line)
+                desk_close(self.line, &self.tally)
                 self.line = NULL
                 roused = desk_take_roused(&self.driver.desk)
+            self.driver.desk.tally.begun += begun
+            self.driver.desk.tally.failed += failed
             endpoint_unlock(&self.driver.endpoint.core)
             pump_rouse(&self.driver.pump, roused)
         for exchange in list(self.answering.values()):
@@ -163,6 +171,7 @@ cdef class Link:
             self.gone.clear()
             return 0
         self.gone.add(stream_id)
+        self.count_failed()
         self.stop(stream_id, 0)
         self.release(stream_id)
         return 0
@@ -185,12 +194,64 @@ cdef class Link:
     def under_way(self):
         """How many exchanges there are."""
         cdef uint32_t count = 0
+        if self.driver is not None and not self.driver.inherited():
+            with nogil:
+                endpoint_lock(&self.driver.endpoint.core)
+                if self.line is not NULL:
+                    count = desk_count(self.line)
+                endpoint_unlock(&self.driver.endpoint.core)
+        return count + len(self.answering) + len(self.exchanges)
+
+    cdef void look(self, Tally* out) noexcept:
+        """Copy what was counted."""
+        out[0] = self.tally
+        if self.driver is None or self.driver.inherited():
+            return
+        with nogil:
+            endpoint_lock(&self.driver.endpoint.core)
+            out[0] = self.tally if self.line is NULL else self.line.tally
+            endpoint_unlock(&self.driver.endpoint.core)
+
+    cdef int count_failed(self) except -1:
         with nogil:
             endpoint_lock(&self.driver.endpoint.core)
             if self.line is not NULL:
-                count = desk_count(self.line)
+                desk_count_failed(self.line)
             endpoint_unlock(&self.driver.endpoint.core)
-        return count + len(self.answering) + len(self.exchanges)
+        return 0
+
+    @property
+    def requests(self):
+        """How many exchanges were begun on it, by whichever end does; any thread."""
+        cdef Tally tally
+        self.look(&tally)
+        return tally.begun + self.exchanges.begun
+
+    @property
+    def failures(self):
+        """How many of them ended without an answer, for whatever reason."""
+        cdef Tally tally
+        self.look(&tally)
+        return tally.failed + self.exchanges.failed
+
+    @property
+    def latencies(self):
+        """How many calls were answered in less than 1, 2, 4 ... microseconds.
+
+        Each place counts those that the ones before do not; the last one is open.
+        Streamed answers are not counted.
+        """
+        cdef Tally tally
+        self.look(&tally)
+        return tuple(tally.latencies)
+
+    def vouch(self):
+        """Say that its peer is known: it does not count as a stranger any more.
+
+        Any thread may. Without effect where strangers are not counted.
+        """
+        if not self.driver.inherited():
+            self.engine.vouch()
 
     def call(self, bytes frame not None, future, timeout=None):
         """Send a request, for the owner's thread.
@@ -263,6 +324,9 @@ cdef class Link:
                 driver.leave()
             if len(frame) > SEND_COPY_MAX:
                 driver.endpoint.drain_releases()
+            if driver.endpoint.qlog is not None:
+                # Where threads move the datagrams, the loop seldom comes to it.
+                driver.endpoint.drain_trace()
         return call
 
     cdef int start(self, Call call, bint wakes) except -1:
@@ -687,6 +751,7 @@ cdef class ServerExchange:
             return 0
         self.end()
         self.cancelled = True
+        self.link.count_failed()
         if self.link.line is not NULL:
             self.link.stop(self.stream_id, 0)
             self.link.release(self.stream_id)

@@ -36,6 +36,7 @@ cdef enum PumpLimits:
     # what it waits for mostly came so soon; to be woken takes as long as the answer.
     SPIN = 150
     SPIN_AFTER = 4  # waits in a row that were as short
+    TRACED = 65536  # bytes of a trace for which the owner is told to write them
     SLICES = 40  # of PATIENCE, after which the thread lets a leader be
 
 
@@ -56,6 +57,7 @@ cdef struct Pump:
     pthread_t thread
     bint is_started
     bint is_owned  # by an event loop
+    uint32_t traces  # there may be a trace to be written
     pthread_mutex_t turns  # guards the list of waiters
     Waiter* first  # who follows the leader, the longest first
     Waiter* last

@@ -22,6 +22,7 @@ from lightning._core.quic.endpoint cimport (
     pthread_mutex_trylock, pthread_mutex_unlock
 )
 from lightning._core.quic.paths cimport Address
+from lightning._core.quic.trace cimport Trace
 
 # Atomics of the compiler: C11's cannot be members of a struct that Cython declares.
 cdef extern from * nogil:
@@ -159,6 +160,7 @@ cdef int pump_open(
     p.core = core
     p.desk = desk
     p.is_owned = is_owned
+    p.traces = core.shared.trace is not NULL
     p.socket.fd = p.wake_fd = p.wake_end = p.notify_fd = p.notify_end = -1
     p.lead_fd = p.lead_end = -1
     pthread_mutex_init(&p.receiving, NULL)
@@ -313,6 +315,19 @@ cdef bint has_work(Pump* p) noexcept nogil:
     return result
 
 
+cdef bint has_traced(Pump* p) noexcept nogil:
+    """Say if there is much to be written of what was traced."""
+    cdef Trace* trace
+    cdef bint result
+    if not load32(&p.traces):
+        return False
+    endpoint_lock(p.core)
+    trace = p.core.shared.trace
+    result = trace is not NULL and trace.written - trace.taken >= TRACED
+    endpoint_unlock(p.core)
+    return result
+
+
 cdef int64_t pump_deadline(Pump* p) noexcept nogil:
     cdef int64_t deadline
     endpoint_lock(p.core)
@@ -418,7 +433,7 @@ cdef void pump_stats(
 
 cdef bint notify(Pump* p) noexcept nogil:
     """Tell the owner, if there is something that needs Python; say if there is."""
-    if not has_work(p):
+    if not has_work(p) and not has_traced(p):
         return False
     if exchange(&p.notified, 1) == 0:
         signal_fd(p.notify_end)

@@ -11,11 +11,12 @@ import ipaddress
 import logging
 import socket
 import sys
+import time
 import warnings
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from lightning._core.io.driver import Driver
 from lightning._core.io.links import Link, ServerExchange
@@ -36,6 +37,7 @@ __all__ = [
     "Connection",
     "Endpoint",
     "Identity",
+    "Numbers",
     "ServerEndpoint",
     "TransportConfig",
     "open_socket",
@@ -68,6 +70,15 @@ class TransportConfig:
         max_connections: Connections at a time, half-open ones included.
         handshake_timeout: Seconds for a connection to be established.
         retry: Answer an unproven source address with a Retry packet.
+        unresponsive_timeout: Seconds of silence of a peer that owes an acknowledgement
+            after which a connection is dead; None leaves it to the idle timeout.
+        max_unauthenticated_per_source: Connections of one source that `Connection.vouch`
+            was not called for; 0 is any number.
+        max_connections_per_minute: New ones of one source in 60 seconds; likewise.
+        max_tracked_rate_ips: Sources remembered for these.
+        reset_secret: 32 bytes for stateless resets and tokens; empty for chance.
+        qlog_dir: A directory for traces, or None.
+        keylog_file: A file for secrets, or None.
     """
 
     idle_timeout: float
@@ -78,6 +89,48 @@ class TransportConfig:
     max_connections: int = 4096
     handshake_timeout: float = 10.0
     retry: bool = True
+    unresponsive_timeout: float | None = None
+    max_unauthenticated_per_source: int = 0
+    max_connections_per_minute: int = 0
+    max_tracked_rate_ips: int = 10_000
+    reset_secret: bytes = field(default=b"", repr=False)
+    qlog_dir: str | None = None
+    keylog_file: str | None = None
+
+
+class Numbers(NamedTuple):
+    """How a connection is doing, or how it did when it ended.
+
+    Attributes:
+        age: Seconds since it was established; 0 before.
+        idle: Seconds since the last packet of the other end.
+        rtt: Smoothed round trip in seconds; 0 before it was measured.
+        min_rtt: Shortest round trip in seconds; likewise.
+        congestion_window: Bytes that may be under way.
+        bytes_sent: Of datagrams.
+        bytes_received: Likewise.
+        packets_sent: All, those sent again included.
+        packets_lost: Those declared lost.
+        requests: Exchanges begun, by whichever end does.
+        in_flight: Those under way.
+        failures: Those that ended without an answer.
+        latencies: Calls answered in less than 1, 2, 4 ... microseconds; each place
+            counts those that the ones before do not, the last one is open.
+    """
+
+    age: float = 0.0
+    idle: float = 0.0
+    rtt: float = 0.0
+    min_rtt: float = 0.0
+    congestion_window: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    packets_sent: int = 0
+    packets_lost: int = 0
+    requests: int = 0
+    in_flight: int = 0
+    failures: int = 0
+    latencies: tuple[int, ...] = ()
 
 
 class Connection(Link):
@@ -105,7 +158,7 @@ class Connection(Link):
         self.loop = endpoint.loop
         self._established: asyncio.Future[None] = endpoint.loop.create_future()
         self._drains: dict[int, list[asyncio.Future[None]]] = {}
-        self._reason = ""
+        self._last: Numbers | None = None
         self.on_established: Callable[[Connection], object] | None = None
         self.begun: Any = None
         self.dialled: tuple[Any, ...] = ()
@@ -128,6 +181,31 @@ class Connection(Link):
     def is_alive(self) -> bool:
         """Whether exchanges can be started on it."""
         return self.closed is None
+
+    def numbers(self) -> Numbers:
+        """Return how it is doing, or how it did when it ended; any thread may ask."""
+        return self._last or self._look()
+
+    def _look(self) -> Numbers:
+        engine = self.engine_connection
+        if engine is None:
+            return Numbers()
+        stats = engine.stats(time.monotonic())
+        return Numbers(
+            age=stats["age_us"] / 1e6,
+            idle=stats["idle_us"] / 1e6,
+            rtt=stats["rtt_us"] / 1e6,
+            min_rtt=stats["min_rtt_us"] / 1e6,
+            congestion_window=stats["cwnd"],
+            bytes_sent=stats["bytes_sent"],
+            bytes_received=stats["bytes_received"],
+            packets_sent=stats["packets_sent"],
+            packets_lost=stats["packets_lost"],
+            requests=self.requests,
+            in_flight=self.under_way,
+            failures=self.failures,
+            latencies=self.latencies,
+        )
 
     def close(self, reason: str = "", code: int = 0) -> None:
         """Close it now, telling the other end.
@@ -214,6 +292,7 @@ class Connection(Link):
             self.on_room(stream_id)
         self.exchanges.connection_lost(make_error)
         self.hang_up()
+        self._last = self._look()
         if self.on_closed is not None:
             self.on_closed(self)
 
@@ -223,6 +302,7 @@ _REASONS = {
     "version": "the server speaks no version of ours",
     "path": "no path is left",
     "unreachable": "nobody listens there",
+    "unresponsive": "the peer does not answer",
 }
 
 
@@ -382,6 +462,11 @@ class Endpoint:
             return {}
         return {**self._engine.stats(), **self._driver.stats()}
 
+    @property
+    def latencies(self) -> tuple[int, ...]:
+        """How long answers took, as `Numbers.latencies`, on all connections ever."""
+        return () if self._driver is None else self._driver.latencies
+
     def close(self, reason: str) -> None:
         """Close every connection, telling the other ends, and the socket."""
         driver, self._driver = self._driver, None
@@ -461,6 +546,9 @@ def _engine_config(config: TransportConfig, **changes: Any) -> EngineConfig:
         max_stream_window=STREAM_WINDOW_MAX,
         max_stream_buffered=SEND_HIGH_WATER,
         max_buffered=2**62 - 1,  # What is refused a stream waits here all the same.
+        unresponsive_timeout=config.unresponsive_timeout or 0.0,
+        qlog_dir=config.qlog_dir,
+        keylog_file=config.keylog_file,
         **changes,
     )
 
@@ -564,6 +652,10 @@ class ServerEndpoint(Endpoint):
             max_half_open=config.max_half_open,
             max_connections=config.max_connections,
             retry=config.retry,
+            max_unauthenticated_per_source=config.max_unauthenticated_per_source,
+            max_connections_per_minute=config.max_connections_per_minute,
+            max_tracked_rate_ips=config.max_tracked_rate_ips,
+            secret=config.reset_secret,
         )
         super().__init__(
             config,

@@ -70,6 +70,9 @@ class EngineConfig:
             value of both ends counts (RFC 9000 10.1). 0 is never.
         handshake_timeout: A connection that is not established by then is dropped.
         keep_alive: A PING is sent after this long without a packet; 0 is never.
+        unresponsive_timeout: A peer that owes an acknowledgement and sends nothing at
+            all for this long, and for three probe timeouts, is given up; 0 leaves it
+            to ``idle_timeout``.
         max_data: Received and not consumed, of all streams of a connection.
         max_data_window: Up to which that window doubles on fast paths.
         max_stream_data: Received and not consumed, of a stream.
@@ -92,6 +95,12 @@ class EngineConfig:
         retry_from: Half-open connections from which on ``retry`` applies.
         max_connections: Connections of the endpoint at a time; server only.
         max_half_open: Connections of the endpoint that are not established; server only.
+        max_unauthenticated_per_source: Connections of one IPv4 address, or IPv6 /64,
+            that nobody has vouched for; 0 is any number. More are not answered.
+            Server only, as the next two.
+        max_connections_per_minute: Connections that one source may begin in 60 seconds,
+            and at once; 0 is any number. More are not answered.
+        max_tracked_rate_ips: Sources that are remembered for these two, 40 bytes each.
         token_lifetime: How long a token of NEW_TOKEN proves an address; 0 sends none.
         retry_lifetime: How long a Retry token is good.
         key_update_after: Packets sealed with one key after which a new one is taken;
@@ -111,6 +120,7 @@ class EngineConfig:
     idle_timeout: float = 150.0
     handshake_timeout: float = 10.0
     keep_alive: float = 0.0
+    unresponsive_timeout: float = 0.0
     max_data: int = 16 * _MIB
     max_data_window: int = 64 * _MIB
     max_stream_data: int = 1_250_000
@@ -133,6 +143,9 @@ class EngineConfig:
     retry_from: int = 0
     max_connections: int = 4096
     max_half_open: int = 512
+    max_unauthenticated_per_source: int = 0
+    max_connections_per_minute: int = 0
+    max_tracked_rate_ips: int = 10_000
     token_lifetime: float = 14 * 86400.0
     retry_lifetime: float = 15.0
     key_update_after: int = 0
@@ -175,6 +188,7 @@ _RANGES = (
     ("idle_timeout", 0, _YEAR),
     ("handshake_timeout", 0.001, _YEAR),
     ("keep_alive", 0, _YEAR),
+    ("unresponsive_timeout", 0, _YEAR),
     ("max_data", 0, _VARINT),
     ("max_data_window", 0, _VARINT),
     ("max_stream_data", 0, _VARINT),
@@ -193,6 +207,9 @@ _RANGES = (
     ("retry_from", 0, 2**31),
     ("max_connections", 1, 2**31),
     ("max_half_open", 1, 2**31),
+    ("max_unauthenticated_per_source", 0, 2**31),
+    ("max_connections_per_minute", 0, 2**24),
+    ("max_tracked_rate_ips", 1, 2**63 - 1),
     ("token_lifetime", 0, _YEAR),
     ("retry_lifetime", 0.001, _YEAR),
     ("key_update_after", 0, 2**23 - 1024),

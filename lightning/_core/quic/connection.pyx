@@ -9,9 +9,10 @@ from lightning._core.quic.buffer cimport (
 from lightning._core.quic.cids cimport local_cids_set_limit, remote_cids_set_token
 from lightning._core.quic.connrecv cimport conn_settle
 from lightning._core.quic.connstate cimport (
-    CLOSED_HANDSHAKE_TIMEOUT, CLOSED_IDLE, CLOSED_NO_PATH, CONN_GONE, CONN_OPEN,
-    CONNS_SEND, TRIM_AFTER, conn_awaits_tls, conn_bury, conn_close_local, conn_fail,
-    conn_forget_path, conn_is_alive, conn_keep_alive, conn_list, conn_lose, conn_route
+    CLOSED_HANDSHAKE_TIMEOUT, CLOSED_IDLE, CLOSED_NO_PATH, CLOSED_UNRESPONSIVE,
+    CONN_GONE, CONN_OPEN, CONNS_SEND, TRIM_AFTER, UNRESPONSIVE_TIMEOUTS,
+    conn_awaits_tls, conn_bury, conn_close_local, conn_fail, conn_forget_path,
+    conn_is_alive, conn_keep_alive, conn_list, conn_lose, conn_pto, conn_route
 )
 from lightning._core.quic.conntrace cimport conn_trace_parameters, conn_trace_path
 from lightning._core.quic.mtu cimport mtu_enable
@@ -182,6 +183,7 @@ cdef int64_t connection_deadline(const Conn* c) noexcept nogil:
     due = min(due, c.trim_at)
     if c.state == CONN_OPEN:
         due = min(due, c.keep_alive_at)
+        due = min(due, c.unresponsive_at)
     # What is to be sent already waits for room or for TLS, and not for time.
     if (
         not c.recovery.blocked and not c.listed & (1 << CONNS_SEND)
@@ -209,6 +211,18 @@ cdef void connection_on_timeout(Conn* c, int64_t now) noexcept nogil:
     if c.handshake_at <= now:
         conn_lose(c, CLOSED_HANDSHAKE_TIMEOUT)
         return
+    if c.unresponsive_at <= now and c.state == CONN_OPEN and not c.asked_again:
+        # Probes are twice as far apart each time: between the last two, an outage half
+        # as long as the timeout would go unnoticed.
+        c.asked_again = True
+        c.recovery.spaces[<int> APPLICATION].probes |= 1
+        c.unresponsive_at += c.shared.settings.unresponsive_timeout // 4
+    elif c.unresponsive_at <= now and c.state == CONN_OPEN:
+        if c.recovery.stats.timeouts - c.timeouts_before >= UNRESPONSIVE_TIMEOUTS:
+            conn_lose(c, CLOSED_UNRESPONSIVE)
+            return
+        # A path this long, or this lossy, needs more time than was set.
+        c.unresponsive_at = now + conn_pto(c)
     for i in range(PATHS_MAX):
         if c.paths[i].used and path_on_timeout(&c.paths[i], now):
             on_path_failed(c, i, now)

@@ -323,6 +323,8 @@ cdef void on_authentic(Conn* c, Arrival* a, int64_t now) noexcept nogil:
     if timeout:
         c.idle_at = now + timeout
     c.sent_since_received = False
+    c.unresponsive_at = INT64_MAX
+    c.received_at = now
     if c.shared.settings.keep_alive:
         c.keep_alive_at = now + conn_keep_alive(c)
     if a.space == APPLICATION:

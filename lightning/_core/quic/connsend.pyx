@@ -97,6 +97,7 @@ cdef size_t conn_write(
         return write_close(c, out, capacity, now)
     if not conn_is_alive(c) or conn_awaits_tls(c):
         return 0
+    c.streams.now = now
     for i in range(PATHS_MAX):
         if c.paths[i].used and (c.paths[i].challenge_due or c.paths[i].responses):
             to[0] = c.paths[i].remote
@@ -502,6 +503,11 @@ cdef void note_sent(
     # RFC 9000 10.1: only the first one since something was received.
     if not c.sent_since_received:
         c.sent_since_received = True
+        if c.shared.settings.unresponsive_timeout:
+            # See connection_on_timeout.
+            c.unresponsive_at = now + c.shared.settings.unresponsive_timeout * 3 // 4
+            c.asked_again = False
+            c.timeouts_before = c.recovery.stats.timeouts
         timeout = conn_idle_timeout(c)
         if timeout:
             c.idle_at = now + timeout

@@ -20,6 +20,7 @@ from lightning._core.quic.reassembly cimport Reassembly
 from lightning._core.quic.recovery cimport Recovery, RecoveryConfig
 from lightning._core.quic.secrets cimport Random, Tokens
 from lightning._core.quic.sendbuf cimport SendBuffer
+from lightning._core.quic.sources cimport Sources
 from lightning._core.quic.streamtable cimport (
     StreamConfig, StreamMemory, StreamSink, StreamTable
 )
@@ -41,6 +42,8 @@ cdef enum ConnLimits:
     TRIM_AFTER = 1000000
     # Packets before a key's limit at which the keys are updated.
     KEY_MARGIN = 1024
+    # Probe timeouts without an answer, whatever `unresponsive_timeout` is.
+    UNRESPONSIVE_TIMEOUTS = 3
 
 
 cdef enum ConnState:
@@ -61,6 +64,7 @@ cdef enum CloseInitiator:
     CLOSED_NO_VERSION = 5  # the server speaks no version of ours
     CLOSED_NO_PATH = 6  # no path is left that carries packets both ways
     CLOSED_UNREACHABLE = 7  # an ICMP error answered the dial
+    CLOSED_UNRESPONSIVE = 8  # the peer owes an acknowledgement, and is silent
 
 
 # Records of frames that streams wrote are of kind SENT_OF_STREAMS plus the FrameType;
@@ -87,11 +91,15 @@ cdef struct Settings:  # EngineConfig's, in microseconds and bytes
     int64_t idle_timeout  # 0 is none
     int64_t handshake_timeout
     int64_t keep_alive  # 0 is none
+    int64_t unresponsive_timeout  # 0 is none
     int64_t ack_delay
     uint64_t key_update_after  # 0 is the AEAD's limit
     uint32_t active_cids
     uint32_t max_connections
     uint32_t max_half_open
+    uint32_t max_unauthenticated_per_source  # 0 is any number
+    uint32_t max_connections_per_minute  # likewise
+    uint32_t max_tracked_rate_ips
     uint32_t retry_from
     bint retry
     bint sends_tokens
@@ -107,6 +115,7 @@ cdef struct Shared:
     TokenStore given  # a client's, by its servers
     CidMap cids
     CidMap peers  # by the address of the peer: see conn_route
+    Sources sources  # of a server's connections
     Trace* trace  # NULL is off; see `conntrace`
     # Takes the data of all streams in order; its context is the Conn. NULL has it
     # buffered until it is read.
@@ -169,6 +178,7 @@ cdef struct Conn:
     bint authentic  # some packet of the peer could be opened
     bint settled  # the endpoint does not count it any more
     bint released  # nor does it refer to it
+    uint32_t stranger_of  # place in `sources`, until somebody vouches for it; or 0
     # Frames that are due.
     bint close_due
     bint ping_due
@@ -232,6 +242,14 @@ cdef struct Conn:
     int64_t pacing_at
     int64_t trim_at  # when to give memory back if nothing is in flight
     int64_t close_at
+    # When the peer has been silent for too long, or, before, is to be asked once more.
+    # Set by the first ack-eliciting packet since it was last heard, after so many probe
+    # timeouts.
+    int64_t unresponsive_at
+    uint64_t timeouts_before
+    bint asked_again
+    int64_t received_at  # the last packet of the peer
+    int64_t connected_at  # when the handshake was complete, 0 before
     bint sent_since_received  # an ack-eliciting packet (RFC 9000 10.1)
     # How it ended.
     uint8_t events  # ConnEvents that wait
@@ -290,6 +308,8 @@ cdef void conn_discard(Conn* c, int space, int64_t now) noexcept nogil
 # HANDSHAKE_DONE comes (RFC 9001 section 4.1).
 cdef int conn_complete(Conn* c, int64_t now) noexcept nogil
 cdef void conn_confirm(Conn* c, int64_t now) noexcept nogil
+# Its peer is known from now on: it is no stranger of its source any more.
+cdef void conn_vouch(Conn* c) noexcept nogil
 # Take the next phase's keys for sealing. OK or a status as above.
 cdef int conn_update_sealing(Conn* c) noexcept nogil
 cdef bint conn_may_update(const Conn* c) noexcept nogil

@@ -34,6 +34,7 @@ from lightning._core.quic.recovery cimport (
 )
 from lightning._core.quic.secrets cimport SECRET_SIZE, random_below, random_bytes
 from lightning._core.quic.sendbuf cimport sendbuf_free, sendbuf_init
+from lightning._core.quic.sources cimport sources_free, sources_leave
 from lightning._core.quic.streamtable cimport (
     streamconfig_init, streammemory_free, streammemory_init, streams_free, streams_init
 )
@@ -69,6 +70,7 @@ cdef void shared_free(Shared* s) noexcept nogil:
     cidmap_free(&s.peers)
     streammemory_free(&s.memory)
     tokenstore_free(&s.given)
+    sources_free(&s.sources)
     trace_free(s.trace)
     s.trace = NULL
 
@@ -125,6 +127,8 @@ cdef Conn* conn_create(
     c.keep_alive_at = INT64_MAX
     c.handshake_at = now + s.settings.handshake_timeout
     c.idle_at = INT64_MAX
+    c.unresponsive_at = INT64_MAX
+    c.received_at = now
     if s.settings.idle_timeout:
         c.idle_at = now + s.settings.idle_timeout
     c.half_open = True
@@ -201,6 +205,7 @@ cdef void conn_bury(Conn* c) noexcept nogil:
     if c.shared.trace is not NULL:
         conn_trace_ended(c)
     leave_half_open(c)
+    conn_vouch(c)
     conn_peer_key(&c.paths[c.path].remote, &peer)
     cidmap_remove(&c.shared.peers, &peer, c)
     c.state = CONN_GONE
@@ -219,6 +224,11 @@ cdef void leave_half_open(Conn* c) noexcept nogil:
         c.shared.half_open -= 1
 
 
+cdef void conn_vouch(Conn* c) noexcept nogil:
+    sources_leave(&c.shared.sources, c.stranger_of)
+    c.stranger_of = 0
+
+
 # --- Its end --------------------------------------------------------------------------
 
 cdef void note_end(
@@ -226,6 +236,7 @@ cdef void note_end(
     const uint8_t* reason, size_t size
 ) noexcept nogil:
     leave_half_open(c)
+    conn_vouch(c)
     c.initiator = initiator
     c.close_app = app
     c.close_code = code
@@ -322,6 +333,7 @@ cdef int conn_complete(Conn* c, int64_t now) noexcept nogil:
     c.state = CONN_OPEN
     leave_half_open(c)
     c.handshake_at = INT64_MAX
+    c.connected_at = now
     c.events |= CONN_EVENT_CONNECTED
     conn_list(c, CONNS_EVENTS)
     conn_list(c, CONNS_SEND)

@@ -20,4 +20,4 @@ cdef int settings_from(object config, bint is_client, Settings* s) except -1
 cdef int parameters_from(object p, PeerParameters* out) except -1
 cdef bytes parameters_to(const Conn* c, object config, bytes grease)
 cdef object end_to(const Conn* c)
-cdef dict stats_to(const Conn* c)
+cdef dict stats_to(const Conn* c, int64_t now)

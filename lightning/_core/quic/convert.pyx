@@ -11,6 +11,7 @@ from libc.string cimport memcpy, memset
 from lightning._core.quic.congestion cimport CUBIC, NEW_RENO
 from lightning._core.quic.connstate cimport settings_init
 from lightning._core.quic.packet cimport CID_MAX
+from lightning._core.quic.sources cimport SOURCES_MOST
 
 from aioquic.quic.packet import QuicTransportParameters
 
@@ -28,7 +29,7 @@ cdef int64_t period(object seconds) except -1:
 
 cdef tuple INITIATORS = (
     "local", "peer", "idle", "handshake_timeout", "reset", "version", "path",
-    "unreachable",
+    "unreachable", "unresponsive",
 )
 
 
@@ -96,11 +97,15 @@ cdef int settings_from(object config, bint is_client, Settings* s) except -1:
     s.idle_timeout = period(config.idle_timeout)
     s.handshake_timeout = period(config.handshake_timeout)
     s.keep_alive = period(config.keep_alive)
+    s.unresponsive_timeout = period(config.unresponsive_timeout)
     s.ack_delay = period(config.ack_delay)
     s.key_update_after = config.key_update_after
     s.active_cids = config.active_cids
     s.max_connections = config.max_connections
     s.max_half_open = config.max_half_open
+    s.max_unauthenticated_per_source = config.max_unauthenticated_per_source
+    s.max_connections_per_minute = config.max_connections_per_minute
+    s.max_tracked_rate_ips = min(config.max_tracked_rate_ips, SOURCES_MOST)
     s.retry = config.retry
     s.retry_from = config.retry_from
     s.sends_tokens = not is_client and config.token_lifetime > 0
@@ -166,7 +171,7 @@ cdef object end_to(const Conn* c):
     )
 
 
-cdef dict stats_to(const Conn* c):
+cdef dict stats_to(const Conn* c, int64_t now):
     return {
         "datagrams_received": c.stats.datagrams_received,
         "datagrams_sent": c.stats.datagrams_sent,
@@ -189,6 +194,11 @@ cdef dict stats_to(const Conn* c):
         "ecn_state": c.recovery.ecn.state,
         "local_cids": c.local.count,
         "remote_cids": c.remote.count,
+        "rtt_us": c.recovery.rtt.smoothed if c.recovery.rtt.minimum else 0,
+        "min_rtt_us": c.recovery.rtt.minimum,
+        "cwnd": c.recovery.cc.cwnd,
+        "idle_us": max(now - c.received_at, 0),
+        "age_us": max(now - c.connected_at, 0) if c.connected_at else 0,
     }
 
 
@@ -201,6 +211,10 @@ def read_settings(object config, bint is_client):
     return {
         "streams": s.streams, "recovery": s.recovery, "idle_timeout": s.idle_timeout,
         "handshake_timeout": s.handshake_timeout, "keep_alive": s.keep_alive,
+        "unresponsive_timeout": s.unresponsive_timeout,
+        "max_unauthenticated_per_source": s.max_unauthenticated_per_source,
+        "max_connections_per_minute": s.max_connections_per_minute,
+        "max_tracked_rate_ips": s.max_tracked_rate_ips,
         "ack_delay": s.ack_delay, "key_update_after": s.key_update_after,
         "active_cids": s.active_cids, "max_connections": s.max_connections,
         "max_half_open": s.max_half_open, "retry_from": s.retry_from,

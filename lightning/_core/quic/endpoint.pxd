@@ -97,6 +97,10 @@ cdef struct EndpointStats:
     uint64_t resets_sent
     uint64_t negotiations_sent
     uint64_t refused
+    # Dropped without an answer, see `sources`: their source has too many connections
+    # that nobody vouches for (or no entry is free), or begins too many.
+    uint64_t sources_full
+    uint64_t sources_fast
 
 
 cdef struct EndpointCore:

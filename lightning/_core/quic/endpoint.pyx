@@ -7,7 +7,7 @@ from libc.string cimport memcpy, memset
 
 from lightning._core.quic.buffer cimport (
     E_CONNECTION_REFUSED, E_INVALID_TOKEN, FRAME_CONNECTION_CLOSE, OK, OUT_OF_MEMORY,
-    SPACE_COUNT, Writer, writer_init, writer_size
+    SPACE_COUNT, Writer, load_u64, writer_init, writer_size
 )
 from lightning._core.quic.cidmap cimport CidEntry, cidmap_find, cidmap_hash
 from lightning._core.quic.congestion cimport congestion_set_max_datagram
@@ -40,6 +40,9 @@ from lightning._core.quic.secrets cimport (
     SECRET_SIZE, TOKEN_INVALID, TOKEN_PROVES_RETRY,
     TOKEN_UNKNOWN, random_bytes, token_check, token_make_retry
 )
+from lightning._core.quic.sources cimport (
+    SOURCE_ADMITTED, SOURCE_TOO_FAST, sources_admit, sources_init, sources_leave
+)
 from lightning._core.quic.streams cimport streams_next_event
 from lightning._core.quic.streamtable cimport LIST_EVENTS, StreamEvent
 from lightning._core.quic.tokenstore cimport tokenstore_take
@@ -70,6 +73,7 @@ cdef int endpoint_init(
     EndpointCore* e, const Settings* settings, const uint8_t* seed,
     const uint8_t* secret, int64_t retry_lifetime, int64_t token_lifetime
 ) noexcept nogil:
+    cdef uint8_t key[8]
     memset(e, 0, sizeof(EndpointCore))
     e.replies = <Reply*> malloc(REPLIES * sizeof(Reply))
     if e.replies is NULL:
@@ -79,6 +83,15 @@ cdef int endpoint_init(
     e.shared.tokens.retry_lifetime = retry_lifetime
     e.shared.tokens.lifetime = token_lifetime
     shared_init(&e.shared, settings)
+    random_bytes(&e.shared.random, key, 8)
+    if sources_init(
+        &e.shared.sources, load_u64(key), settings.max_unauthenticated_per_source,
+        settings.max_connections_per_minute, settings.max_tracked_rate_ips
+    ) != OK:
+        shared_free(&e.shared)
+        free(e.replies)
+        e.replies = NULL
+        return OUT_OF_MEMORY
     e.reply_tokens = <int64_t> REPLY_BURST * 1000000
     gate_init(&e.gate)
     pthread_mutex_init(&e.mutex, NULL)
@@ -304,6 +317,8 @@ cdef void on_initial(
     cdef Settings* settings = &e.shared.settings
     cdef Cid original, dcid, scid
     cdef int verdict = TOKEN_UNKNOWN
+    cdef int admitted
+    cdef uint32_t place = 0
     cdef Conn* c
     cid_set(&dcid, h.dcid, h.dcid_size)
     cid_set(&scid, h.scid, h.scid_size)
@@ -320,17 +335,28 @@ cdef void on_initial(
     ):
         retry(e, &dcid, &scid, source, now)
         return
+    admitted = sources_admit(&e.shared.sources, source, now, &place)
+    if admitted != SOURCE_ADMITTED:
+        if admitted == SOURCE_TOO_FAST:
+            e.stats.sources_fast += 1
+        else:
+            e.stats.sources_full += 1
+        e.stats.datagrams_dropped += 1
+        return
     if (
         e.shared.connections >= settings.max_connections
         or e.shared.half_open >= settings.max_half_open
     ):
+        sources_leave(&e.shared.sources, place)
         refuse(e, &dcid, &scid, E_CONNECTION_REFUSED, source, now)
         return
     if verdict != TOKEN_PROVES_RETRY:
         original = dcid
     c = conn_create(&e.shared, source, &original, &dcid, &scid, now)
     if c is NULL:
+        sources_leave(&e.shared.sources, place)
         return
+    c.stranger_of = place
     if verdict == TOKEN_PROVES_RETRY:
         c.has_retry = True
         c.retry_source = dcid

@@ -27,7 +27,7 @@ from lightning._core.quic.connection cimport (
 from lightning._core.quic.connstate cimport (
     CONN_OPEN, CONNS_SEND, Conn, Settings, conn_close_local, conn_complete, conn_fail,
     conn_install, conn_is_alive, conn_list, conn_may_update, conn_ref,
-    conn_update_sealing
+    conn_update_sealing, conn_vouch
 )
 from lightning._core.quic.convert cimport (
     address_from, address_to, end_to, micros, parameters_from, parameters_to, period,
@@ -378,6 +378,7 @@ cdef class Endpoint:
         cdef EndpointStats stats
         cdef uint32_t connections, half_open
         cdef uint64_t blocks, streams
+        cdef uint32_t sources
         with nogil:
             endpoint_lock(&self.core)
             stats = self.core.stats
@@ -385,10 +386,12 @@ cdef class Endpoint:
             half_open = self.core.shared.half_open
             blocks = self.core.shared.memory.blocks.in_use
             streams = self.core.shared.memory.in_use
+            sources = self.core.shared.sources.count
             endpoint_unlock(&self.core)
         return {
             **stats, "connections": connections, "half_open": half_open,
             "blocks_in_use": blocks, "streams_in_use": streams,
+            "sources": sources,
         }
 
     # --- Within --------------------------------------------------------------------
@@ -831,11 +834,30 @@ cdef class Connection:
             endpoint_touch(&self.endpoint.core, self.c, self.endpoint.core.now)
             endpoint_unlock(&self.endpoint.core)
 
-    def stats(self):
-        """Return counters; times in microseconds."""
+    def vouch(self):
+        """Say that the peer is known: it is no stranger of its source any more."""
+        with nogil:
+            endpoint_lock(&self.endpoint.core)
+            conn_vouch(self.c)
+            endpoint_unlock(&self.endpoint.core)
+
+    def stats(self, now=None):
+        """Return counters; times in microseconds. Any thread may ask.
+
+        Args:
+            now: The time in seconds; None is that of the endpoint's last call.
+        """
         cdef Conn c
+        cdef int64_t us
         self.look(&c)
-        return stats_to(&c)
+        if now is None:
+            with nogil:
+                endpoint_lock(&self.endpoint.core)
+                us = self.endpoint.core.now
+                endpoint_unlock(&self.endpoint.core)
+        else:
+            us = micros(now)
+        return stats_to(&c, us)
 
     cdef int check(self, int status) except -1:
         """Raise what a verb's status stands for."""

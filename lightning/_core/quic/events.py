@@ -48,7 +48,8 @@ class ConnectionEnd:
         initiator: ``local`` or ``peer`` closed it; ``idle``, ``handshake_timeout``;
             ``reset`` by a peer that lost its state; ``version``, if the server speaks
             none of ours; ``path``, if no path was left; ``unreachable``, if an ICMP
-            error answered the dial: the code is its errno.
+            error answered the dial: the code is its errno; ``unresponsive``, if the
+            peer owed an acknowledgement and was silent for too long.
         application: Whether the code is the application's or QUIC's.
         code: The error code.
         frame_type: The frame that QUIC's error was about, 0 for none.
@@ -64,6 +65,7 @@ class ConnectionEnd:
         "version",
         "path",
         "unreachable",
+        "unresponsive",
     ]
     application: bool
     code: int
@@ -73,4 +75,4 @@ class ConnectionEnd:
     @property
     def timed_out(self) -> bool:
         """Whether the peer was silent."""
-        return self.initiator in ("idle", "handshake_timeout")
+        return self.initiator in ("idle", "handshake_timeout", "unresponsive")

@@ -90,6 +90,7 @@ _CLOSES: tuple[tuple[str, str | None], ...] = (
     ("remote", "version_mismatch"),
     ("local", "error"),
     ("remote", "error"),
+    ("local", "idle_timeout"),  # Unresponsive: the closest name there is.
 )
 _ERRORS = (
     "no_error",

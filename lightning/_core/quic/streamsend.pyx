@@ -418,4 +418,5 @@ cdef bint write_piece(
         s.send_state = SEND_SEND
     if s.send_state == SEND_SEND and sendbuf_is_sent(&s.send):
         s.send_state = SEND_DATA_SENT
+        s.sent_at = t.now
     return True

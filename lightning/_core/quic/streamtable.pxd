@@ -141,6 +141,7 @@ cdef struct Stream:
     # Sending.
     SendBuffer send
     SendLimit limit  # the peer's MAX_STREAM_DATA
+    int64_t sent_at  # when the end was first sent; 0 before
     uint64_t reset_code  # ours
     uint64_t stop_code  # the peer's
     # Receiving.
@@ -208,6 +209,7 @@ cdef struct StreamTable:
     RecvWindow window
     SendLimit limit
     int64_t rtt  # smoothed, in microseconds; 0 is unknown. Kept up by the connection
+    int64_t now  # likewise, while frames are written
     # Work.
     Stream* first[LIST_COUNT]
     Stream* last[LIST_COUNT]

@@ -18,6 +18,9 @@ cdef class Exchanges:
         object lost
         # Largest payload that a reader accepts, in bytes; new streams use it.
         public Py_ssize_t max_payload
+        readonly unsigned long long begun
+        # Ended without an answer; those that were cancelled are not counted.
+        readonly unsigned long long failed
 
     cpdef ClientExchange start(self, bytes frame, object on_frame, object on_error)
     cpdef int pump(self) except -1

@@ -96,6 +96,7 @@ cdef class Exchanges:
         exchange.on_error = on_error
         exchange.request = frame
         self.waiting[exchange] = None
+        self.begun += 1
         self.pump()
         return exchange
 
@@ -221,6 +222,7 @@ cdef class ClientExchange:
         return 0
 
     cdef int on_failure(self, object error) except -1:
+        self.owner.failed += 1
         self.finish_receiving()
         on_error = self.on_error
         self.on_frame = self.on_error = None

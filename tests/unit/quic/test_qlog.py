@@ -85,11 +85,11 @@ def test_keys_belong_to_who_seals_with_them(tmp_path, is_client):
     ]
 
 
-@pytest.mark.parametrize("initiator", range(8))
+@pytest.mark.parametrize("initiator", range(9))
 def test_every_way_to_end_has_a_name(tmp_path, initiator):
     """As many as `ConnectionEnd` has."""
     initiators = get_args(get_type_hints(ConnectionEnd)["initiator"])
-    assert len(initiators) == 8
+    assert len(initiators) == 9
     writer = QlogWriter(tmp_path, EngineConfig(), is_client=True)
     end = (0, 1, "closed", 0, 0, 0, initiator, 0, bytes(8))
     assert writer.write([started(1, b"a"), sent(1), end])

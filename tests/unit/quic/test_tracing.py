@@ -5,14 +5,12 @@ import random
 import socket
 import threading
 import time
-from functools import partial
 
 import pytest
 from aioquic.quic.logger import QuicLogger
 from aioquic.tls import Epoch
 
 from lightning._core.io import transport
-from lightning._core.quic.config import EngineConfig
 from lightning._core.quic.qlog import QlogWriter
 from tests.support.echo_process import CONFIG, Echo
 from tests.support.quic import (
@@ -36,6 +34,9 @@ from tests.support.traces import (
     transfer,
 )
 from tests.support.waiting import until_async
+from tests.unit import test_driver
+
+echo_process = test_driver.echo_process
 
 # What a trace tells.
 
@@ -576,13 +577,13 @@ def test_threads_may_write_while_others_receive(tmp_path):
         assert len(named(events, "packet_received")) == stats["packets_received"]
 
 
-async def test_the_driver_writes_what_its_sockets_carry(tmp_path, monkeypatch):
-    """Turn by turn, and the rest when it is closed."""
-    traced_config = partial(EngineConfig, qlog_dir=tmp_path)
-    monkeypatch.setattr(transport, "EngineConfig", traced_config)
-    echo = Echo()
+async def test_the_driver_writes_what_its_sockets_carry(tmp_path):
+    """Turn by turn, and the rest when it is closed; the secrets too."""
+    keys = tmp_path / "keys"
+    settings = {**CONFIG, "qlog_dir": str(tmp_path), "keylog_file": str(keys)}
+    echo = Echo(qlog_dir=str(tmp_path), keylog_file=str(keys))
     await echo.endpoint.open(socket.AF_INET, ("127.0.0.1", 0))
-    endpoint = transport.ClientEndpoint(transport.TransportConfig(**CONFIG))
+    endpoint = transport.ClientEndpoint(transport.TransportConfig(**settings))
     await endpoint.open(socket.AF_INET)
     address = ("127.0.0.1", echo.endpoint.local_addr.port)
     connection = await endpoint.connect(address)
@@ -602,3 +603,49 @@ async def test_the_driver_writes_what_its_sockets_carry(tmp_path, monkeypatch):
     assert closed(tmp_path, "client")["owner"] == "local"
     assert closed(tmp_path, "server")["reason"] == "enough"
     assert SECRET[:20].hex() not in "".join(p.read_text() for p in tmp_path.iterdir())
+    lines = [line.split() for line in keys.read_text().splitlines()]
+    assert {line[0] for line in lines} >= {"CLIENT_TRAFFIC_SECRET_0"}
+    assert all(lines.count(line) == 2 for line in lines), "both ends have the same"
+
+
+async def test_threads_that_ask_write_what_they_moved(tmp_path, echo_process):
+    """The loop beside them need not turn for it."""
+    config = transport.TransportConfig(**CONFIG, qlog_dir=str(tmp_path))
+    endpoint = transport.ClientEndpoint(config, threads=True)
+    await endpoint.open(socket.AF_INET)
+    connection = await endpoint.connect(("127.0.0.1", echo_process))
+
+    def ask():
+        for _ in range(20):
+            connection.ask(raw_frame(2, b"q"), 10)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    _, events = read_trace(tmp_path)
+    assert len(named(events, "packet_sent")) > 20
+    assert len(named(events, "packet_received")) > 20
+    endpoint.close("")
+
+
+async def test_what_is_traced_while_nobody_asks_is_written(tmp_path):
+    """The thread that stands in has the loop do it, before the ring is full."""
+    config = transport.TransportConfig(**CONFIG, qlog_dir=str(tmp_path))
+    echo = Echo()
+    await echo.endpoint.open(socket.AF_INET, ("127.0.0.1", 0))
+    endpoint = transport.ClientEndpoint(config, threads=True)
+    await endpoint.open(socket.AF_INET)
+    await endpoint.connect(("127.0.0.1", echo.endpoint.local_addr.port))
+    await until_async(lambda: list(tmp_path.iterdir()))
+    (path,) = tmp_path.iterdir()
+    before = path.stat().st_size
+
+    def grown():
+        echo.connection.engine_connection.ping()
+        echo.endpoint.flush()
+        return path.stat().st_size > before + 60_000
+
+    await until_async(grown)
+    endpoint.close("")
+    echo.endpoint.close("")
