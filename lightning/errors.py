@@ -229,9 +229,11 @@ class ConnectionClosed(TransportError):
 
     Attributes:
         initiator: ``"local"`` or ``"remote"``: who closed it. A timeout is local.
-        code: The error code of the close (RFC 9000 section 20), 0 for a clean close.
-        reason: The reason text, empty if none was given.
-        timed_out: True if the idle timeout ended it.
+        code: The error code of the close, 0 for a clean close.
+        reason: The reason text as it was given, of up to 256 bytes; empty if none was.
+        timed_out: True if the other end was silent for too long.
+        application: Whether the code is Lightning's, which are all 0 but for faults;
+            else it is QUIC's (RFC 9000 section 20.1), see `code_name`.
     """
 
     def __init__(
@@ -242,16 +244,85 @@ class ConnectionClosed(TransportError):
         code: int = 0,
         reason: str = "",
         timed_out: bool = False,
+        application: bool = True,
     ) -> None:
-        if reason:
-            detail = f"{detail} ({initiator} close, code {code:#x}: {reason})"
-        elif timed_out:
-            detail = f"{detail} (idle timeout)"
-        super().__init__(detail)
         self.initiator = initiator
         self.code = code
         self.reason = reason
         self.timed_out = timed_out
+        self.application = application
+        named = "" if application else f"{self.code_name} "
+        closed = f"{initiator} close, {named or 'code '}{code:#x}"
+        if reason:
+            detail = f"{detail} ({closed}: {_printable(reason)})"
+        elif timed_out:
+            detail = f"{detail} (idle timeout)"
+        elif code or initiator == "remote" or not application:
+            detail = f"{detail} ({closed})"
+        super().__init__(detail)
+
+    @property
+    def code_name(self) -> str:
+        """What RFC 9000 section 20.1 calls the code; empty if it is Lightning's."""
+        if self.application:
+            return ""
+        if self.code in _CODE_NAMES:
+            return _CODE_NAMES[self.code]
+        if 0x100 <= self.code <= 0x1FF:
+            alert = _ALERT_NAMES.get(self.code - 0x100, f"alert {self.code - 0x100}")
+            return f"CRYPTO_ERROR ({alert})"
+        return "unknown error"
+
+
+# RFC 9000 section 20.1.
+_CODE_NAMES = {
+    0x00: "NO_ERROR",
+    0x01: "INTERNAL_ERROR",
+    0x02: "CONNECTION_REFUSED",
+    0x03: "FLOW_CONTROL_ERROR",
+    0x04: "STREAM_LIMIT_ERROR",
+    0x05: "STREAM_STATE_ERROR",
+    0x06: "FINAL_SIZE_ERROR",
+    0x07: "FRAME_ENCODING_ERROR",
+    0x08: "TRANSPORT_PARAMETER_ERROR",
+    0x09: "CONNECTION_ID_LIMIT_ERROR",
+    0x0A: "PROTOCOL_VIOLATION",
+    0x0B: "INVALID_TOKEN",
+    0x0C: "APPLICATION_ERROR",
+    0x0D: "CRYPTO_BUFFER_EXCEEDED",
+    0x0E: "KEY_UPDATE_ERROR",
+    0x0F: "AEAD_LIMIT_REACHED",
+    0x10: "NO_VIABLE_PATH",
+    0x11: "VERSION_NEGOTIATION_ERROR",  # RFC 9368 section 10.1.
+}
+
+# The alerts of RFC 8446 section 6 that a handshake can end with.
+_ALERT_NAMES = {
+    10: "unexpected_message",
+    20: "bad_record_mac",
+    40: "handshake_failure",
+    42: "bad_certificate",
+    47: "illegal_parameter",
+    48: "unknown_ca",
+    50: "decode_error",
+    51: "decrypt_error",
+    70: "protocol_version",
+    71: "insufficient_security",
+    80: "internal_error",
+    109: "missing_extension",
+    110: "unsupported_extension",
+    116: "certificate_required",
+    120: "no_application_protocol",
+}
+
+
+def _printable(text: str) -> str:
+    """Return text from the other end so that it cannot forge a line of a log."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 class StreamReset(TransportError):

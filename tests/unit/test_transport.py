@@ -462,6 +462,7 @@ async def test_a_full_server_refuses_new_ones_only(endpoints):
     with pytest.raises(ConnectionClosed) as caught:
         await dial(server)
     assert caught.value.code == 0x2, "CONNECTION_REFUSED (RFC 9000 20.1)"
+    assert caught.value.code_name == "CONNECTION_REFUSED"
     assert await ask(connection) == b"q"
 
 

@@ -257,6 +257,7 @@ class Connection(Link):
                 code=end.code,
                 reason=reason,
                 timed_out=end.timed_out,
+                application=end.application or end.initiator not in ("local", "peer"),
             )
         )
 
@@ -282,6 +283,7 @@ class Connection(Link):
                 code=cause.code,
                 reason=cause.reason,
                 timed_out=cause.timed_out,
+                application=cause.application,
             )
 
         self.closed = make_error
