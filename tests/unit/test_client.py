@@ -819,7 +819,7 @@ async def test_a_quick_login_leaves_with_what_completes_the_handshake(
     server = await start_server()
     monkeypatch.setattr(client_module, "sign", sign_later)
     spawned = []
-    monkeypatch.setattr(server, "_spawn_for", lambda *args: spawned.append(args))
+    monkeypatch.setattr(server._logins, "_spawn", lambda *args: spawned.append(args))
     client, _ = await connect(server)
     assert not spawned
     # Two Initials, for the server asks for a proof of our address, and what completes
