@@ -47,7 +47,14 @@ from lightning.config import (
 from lightning.errors import LightningError
 from lightning.fanout import BlockingFanOut, FanOut
 from lightning.handlers import HandlerContext, typed_async_handler, typed_handler
-from lightning.reports import HandlerStats, ServerStats
+from lightning.reports import (
+    ConnectionStats,
+    ConnectReport,
+    HandlerStats,
+    MinerReport,
+    Reached,
+    ServerStats,
+)
 from lightning.server import AsyncLightningServer
 from lightning.signer import BtWalletSigner, CallbackSigner, Signer, Sr25519Signer
 from lightning.streaming import BlockingStreamingResponse, StreamingResponse
@@ -89,6 +96,8 @@ __all__ = [
     "BtWalletSigner",
     "CallbackSigner",
     "ClientConnectionStats",
+    "ConnectReport",
+    "ConnectionStats",
     "FanOut",
     "HandlerContext",
     "HandlerStats",
@@ -104,11 +113,13 @@ __all__ = [
     "LightningServerConfig",
     "LightningServerConfigBuilder",
     "MessageType",
+    "MinerReport",
     "PeerAddr",
     "PyStreamingResponse",
     "QuicAxonInfo",
     "QuicRequest",
     "QuicResponse",
+    "Reached",
     "RustLightning",
     "RustLightningServer",
     "ServerConnectionStats",

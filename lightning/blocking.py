@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from lightning._core.io.gathering import Gathering
@@ -16,19 +17,21 @@ from lightning._core.io.loop import LoopThread
 from lightning._core.wire.exchange import read_answer
 from lightning.client import AsyncLightning
 from lightning.config import LightningClientConfig, LightningServerConfig
-from lightning.errors import ConfigError, RequestTimeout
+from lightning.errors import ConfigError, LightningError, RequestTimeout
 from lightning.fanout import BlockingFanOut, orders
 from lightning.server import STOP_TIMEOUT, AsyncLightningServer
 from lightning.serving import ServingThreads
 from lightning.streaming import BlockingStreamingResponse
 from lightning.types import QuicAxonInfo, check_timeout
+from lightning.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import TracebackType
 
     from lightning._core.io.links import Call
-    from lightning.reports import ServerStats
+    from lightning._core.io.transport import Connection
+    from lightning.reports import ConnectReport, ServerStats
     from lightning.types import (
         ClientConnectionStats,
         PeerAddr,
@@ -169,16 +172,21 @@ class Lightning:
         """Do as `AsyncLightning.create_endpoint`."""
         self._io.call(self._client.create_endpoint)
 
-    def initialize_connections(self, miners: Iterable[Any]) -> None:
+    def initialize_connections(self, miners: Iterable[Any]) -> ConnectReport:
         """Do as `AsyncLightning.initialize_connections`."""
-        self._io.call(self._client.initialize_connections, miners)
+        return self._io.call(self._client.initialize_connections, miners)
 
-    def update_miner_registry(self, miners: Iterable[Any]) -> None:
+    def update_miner_registry(self, miners: Iterable[Any]) -> ConnectReport:
         """Do as `AsyncLightning.update_miner_registry`."""
-        self._io.call(self._client.update_miner_registry, miners)
+        return self._io.call(self._client.update_miner_registry, miners)
 
     def query_axon(
-        self, axon_info: Any, request: Any, timeout_secs: float | None = None
+        self,
+        axon_info: Any,
+        request: Any,
+        timeout_secs: float | None = None,
+        *,
+        total_timeout_secs: float | None = None,
     ) -> SynapseResponseDict:
         """Ask a miner and wait for its answer; see `AsyncLightning.query_axon`.
 
@@ -189,19 +197,27 @@ class Lightning:
         axon = QuicAxonInfo.coerce(axon_info)
         timeout = check_timeout(timeout_secs)
         connection = client._connection_to(axon)
-        if connection is None:
-            connection, frame = self._io.call(client._prepare, axon, request)
-        else:
-            frame = client._encode(request)
-        if len(frame) > LARGE:
-            # It is freed when it has arrived, as nobody here keeps it.
-            gathering = Gathering(connection)
-            gathering.start(connection, frame, None)
-            del frame
-            call = _wait(gathering, timeout)
-        else:
-            call = connection.ask(frame, timeout)
-        response = read_answer(call)
+        watch: Watch | None = None
+        call: Call | None = None
+        try:
+            if connection is None or total_timeout_secs is not None:
+                watch = Watch(check_timeout(total_timeout_secs))
+            if connection is None:
+                connection, frame = self._io.call(client._prepare, axon, request, watch)
+            else:
+                frame = client._encode(request)
+            if len(frame) > LARGE or total_timeout_secs is not None:
+                # It is freed when it has arrived, as nobody here keeps it.
+                gathering = Gathering(connection)
+                gathering.start(connection, frame, None)
+                del frame
+                call = _wait(gathering, connection, timeout, watch)
+            else:
+                call = connection.ask(frame, timeout)
+            response = read_answer(call)
+        except LightningError as error:
+            client._tell(error, axon, call, watch)
+            raise
         return {
             "success": response.success,
             "data": response.data,
@@ -210,10 +226,17 @@ class Lightning:
         }
 
     def query_axon_with_timeout(
-        self, axon_info: Any, request: Any, timeout_secs: float
+        self,
+        axon_info: Any,
+        request: Any,
+        timeout_secs: float,
+        *,
+        total_timeout_secs: float | None = None,
     ) -> SynapseResponseDict:
         """Do as `query_axon`, by the name it has in the peer's Rust crate."""
-        return self.query_axon(axon_info, request, timeout_secs)
+        return self.query_axon(
+            axon_info, request, timeout_secs, total_timeout_secs=total_timeout_secs
+        )
 
     def query_many(
         self,
@@ -236,14 +259,24 @@ class Lightning:
         return BlockingFanOut(self, client, self._io, wanted, timeout, deadline)
 
     def query_axon_stream(
-        self, axon_info: Any, request: Any
+        self,
+        axon_info: Any,
+        request: Any,
+        *,
+        chunk_timeout_secs: float | None = None,
+        total_timeout_secs: float | None = None,
     ) -> BlockingStreamingResponse:
         """Ask a miner for a streamed answer; see `AsyncLightning.query_axon_stream`.
 
         Returns:
             An iterator of ``bytes``.
         """
-        stream = self._io.call(self._client.query_axon_stream, axon_info, request)
+        ask = partial(
+            self._client.query_axon_stream,
+            chunk_timeout_secs=chunk_timeout_secs,
+            total_timeout_secs=total_timeout_secs,
+        )
+        stream = self._io.call(ask, axon_info, request)
         return BlockingStreamingResponse(stream, self._io, self)
 
     def authenticated_hotkeys(self) -> set[str]:
@@ -490,12 +523,21 @@ def _unsigned(name: str, value: Any) -> int:
     return number
 
 
-def _wait(gathering: Gathering, timeout: float | None) -> Call:
+def _wait(
+    gathering: Gathering,
+    connection: Connection,
+    timeout: float | None,
+    watch: Watch | None,
+) -> Call:
     """Wait for the only call."""
-    until = None if timeout is None else time.monotonic() + timeout
+    left = None if watch is None else watch.left
+    times = [seconds for seconds in (timeout, left) if seconds is not None]
+    until = time.monotonic() + min(times) if times else None
     try:
         for call in gathering.wait(until):
             return call
+        if watch is not None and watch.left == 0:
+            raise watch.waiting(connection)
     finally:
         gathering.cancel()
     raise RequestTimeout("query timed out", timeout=timeout or 0)

@@ -143,16 +143,23 @@ class LightningConnectionError(LightningError, ConnectionError):
 
     Attributes:
         retry_after: Seconds until the next attempt is allowed, None if not backed off.
+        no_room: True if it was not tried, as ``max_connections`` are connected.
     """
 
     kind = "connection"
 
     def __init__(
-        self, detail: str = "", *, address: str = "", retry_after: float | None = None
+        self,
+        detail: str = "",
+        *,
+        address: str = "",
+        retry_after: float | None = None,
+        no_room: bool = False,
     ) -> None:
         super().__init__(detail)
         self.address = address
         self.retry_after = retry_after
+        self.no_room = no_room
 
 
 class HandshakeError(LightningError, ConnectionError):
@@ -169,7 +176,23 @@ class HandshakeError(LightningError, ConnectionError):
 
 
 class HandshakeRejected(HandshakeError):
-    """The miner answered the login with ``accepted = false``; it tells no reason."""
+    """The miner answered the login with ``accepted = false``; it tells no reason.
+
+    Attributes:
+        clock_skew: Seconds by which the miner's clock is ahead of ours, negative if it
+            is behind; what refuses many logins is a clock that is off by a minute.
+    """
+
+    def __init__(
+        self,
+        detail: str = "",
+        *,
+        clock_skew: int = 0,
+        hotkey: str = "",
+        address: str = "",
+    ) -> None:
+        super().__init__(detail, hotkey=hotkey, address=address)
+        self.clock_skew = clock_skew
 
 
 class HotkeyMismatch(HandshakeError):

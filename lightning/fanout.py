@@ -11,18 +11,23 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from lightning._core.io.base import FORKED
 from lightning._core.io.gathering import Gathering
 from lightning._core.io.links import Call
 from lightning._core.wire.exchange import read_answer
-from lightning.errors import ConfigError, LightningConnectionError, RequestTimeout
-from lightning.types import QuicAxonInfo, QuicResponse
+from lightning.errors import (
+    ConfigError,
+    LightningConnectionError,
+    LightningError,
+    RequestTimeout,
+)
+from lightning.types import PeerAddr, QuicAxonInfo, QuicResponse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator
     from types import TracebackType
 
     from lightning._core.io.loop import LoopThread
@@ -32,6 +37,9 @@ if TYPE_CHECKING:
 
 # A miner and the frame for it.
 Order = tuple[QuicAxonInfo, bytes]
+
+# Says in an error after how many seconds, at which address and with whom it happened.
+Locate = Callable[[LightningError, float, PeerAddr, str], object]
 
 # Seconds after which a blocking caller looks if the event loop is still there.
 LOOK = 1.0
@@ -77,10 +85,15 @@ class _Outcomes:
     An answer is decoded by whoever reads it.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, wanted: list[Order], locate: Locate) -> None:
         self.order: list[int] = []
         # Each None, a Call, or what is read.
-        self._values: list[Any] = [None] * size
+        self._values: list[Any] = [None] * len(wanted)
+        self._axons = [axon for axon, _ in wanted]
+        self._locate = locate
+        self._begun = time.monotonic()
+        # Seconds after which those were asked that had to be reached first.
+        self.late: dict[int, float] = {}
 
     def __len__(self) -> int:
         return len(self._values)
@@ -94,6 +107,8 @@ class _Outcomes:
         """Keep what came first; says if it is that."""
         if self._values[index] is not None:
             return False
+        if isinstance(value, LightningError) and value.elapsed is None:
+            self._tell(index, value, self.elapsed)
         self._values[index] = value
         self.order.append(index)
         return True
@@ -108,9 +123,24 @@ class _Outcomes:
 
     def read(self, index: int) -> QuicResponse | Exception:
         """Return one that has come, decoded."""
-        if isinstance(self._values[index], Call):
-            self._values[index] = _read(self._values[index])
+        call = self._values[index]
+        if isinstance(call, Call):
+            outcome = self._values[index] = _read(call)
+            if isinstance(outcome, LightningError):
+                seconds = call.seconds
+                if isinstance(outcome, RequestTimeout):
+                    seconds = max(seconds, outcome.timeout)
+                self._tell(index, outcome, self.late.get(index, 0.0) + seconds)
         return cast("QuicResponse | Exception", self._values[index])
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since all was begun."""
+        return time.monotonic() - self._begun
+
+    def _tell(self, index: int, error: LightningError, seconds: float) -> None:
+        axon = self._axons[index]
+        self._locate(error, seconds, axon.address, axon.hotkey)
 
 
 class FanOut:
@@ -136,7 +166,7 @@ class FanOut:
         self._tasks: dict[int, asyncio.Task[Connection]] = {}
         self._timers: list[asyncio.TimerHandle] = []
         self._loop = loop = asyncio.get_running_loop()
-        self._outcomes = _Outcomes(len(wanted))
+        self._outcomes = _Outcomes(wanted, client._locate)
         self._pid = os.getpid()
         self._position = 0
         self._closed = False
@@ -247,6 +277,7 @@ class FanOut:
     def _reached(self, index: int, connection: Connection) -> None:
         """Go on with a miner that has been dialled."""
         if self._tasks.pop(index, None) is not None:
+            self._outcomes.late[index] = self._outcomes.elapsed
             self._ask(index, connection, self._frames.pop(index))
 
     def _ask(self, index: int, connection: Connection, frame: bytes) -> None:
@@ -347,7 +378,7 @@ class BlockingFanOut:
         # A client that is dropped closes itself, and this with it.
         self._owner = owner
         self._io = io
-        self._outcomes = _Outcomes(len(wanted))
+        self._outcomes = _Outcomes(wanted, client._locate)
         self._position = 0
         self._closed = False
         # When, and after how many seconds.
@@ -482,7 +513,9 @@ class BlockingFanOut:
         while self._far_seen < len(order):
             index = order[self._far_seen]
             self._far_seen += 1
-            self._outcomes.add(self._far_at[index], far._outcomes.take(index))
+            mine = self._far_at[index]
+            self._outcomes.late[mine] = far._outcomes.late.get(index, 0.0)
+            self._outcomes.add(mine, far._outcomes.take(index))
         if is_gone:
             for index in set(self._far_at).intersection(self._outcomes.missing()):
                 self._outcomes.add(index, _cut_off())

@@ -156,14 +156,14 @@ class ClientLogin:
         makes it fresh.
 
         Raises:
-            HandshakeRejected: The miner refused; it tells no reason.
+            HandshakeRejected: The miner refused; it tells no reason, but its time.
             HotkeyMismatch: Another miner answered.
             FingerprintMismatch: It signed no certificate, or not the one we see.
             SignatureInvalid: It does not hold the miner's key.
         """
         hotkey = self.miner_hotkey
         if not response.accepted:
-            raise HandshakeRejected("rejected by miner", hotkey=hotkey)
+            raise self._rejected(response)
         if response.miner_hotkey != hotkey:
             raise HotkeyMismatch(
                 f"expected miner {hotkey}, got {_quote(response.miner_hotkey)}",
@@ -189,6 +189,22 @@ class ClientLogin:
         )
         if not verify(public_key, message, signature):
             raise SignatureInvalid("signature verification failed", hotkey=hotkey)
+
+    def _rejected(self, response: HandshakeResponse) -> HandshakeRejected:
+        """Return the error of a refusal, with what can be seen of its reason."""
+        text = "rejected by miner"
+        skew = response.timestamp - self.timestamp
+        if not response.miner_hotkey:
+            # So it answers before it has decoded the login.
+            text += " unread: too many logins from this address, perhaps"
+        if abs(skew) > MAX_CLOCK_SKEW:
+            order = "ahead of" if skew > 0 else "behind"
+            text += (
+                f"; its clock is {abs(skew)} s {order} ours, and a login from more than "
+                f"{MAX_CLOCK_SKEW} s ahead, or too old a one, is refused: compare both "
+                "with NTP"
+            )
+        return HandshakeRejected(text, clock_skew=skew, hotkey=self.miner_hotkey)
 
 
 def verify_request(

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from lightning.errors import LightningConnectionError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Hashable, Iterable
+    from collections.abc import Collection, Hashable, Mapping
 
     from lightning.config import LightningClientConfig
-    from lightning.types import PeerAddr, QuicAxonInfo
+    from lightning.types import PeerAddr
 
 # Targets whose back-off is remembered, if callers ask for ever new ones.
 MAX_TARGETS = 10_000
@@ -77,6 +77,26 @@ class Backoff:
         self.retry_at = now + delay
 
 
+def background_wait(
+    left: float, chance: float, config: LightningClientConfig
+) -> float | None:
+    """Return how long a background reconnect waits, so that not all come at once.
+
+    Args:
+        left: Seconds until the back-off allows it, 0 for at once.
+        chance: At random, from 0 to below 1.
+        config: The share that is left to chance, and the first back-off.
+
+    Returns:
+        Seconds; None for never.
+    """
+    if left == float("inf"):
+        return None
+    return left + (left or config.reconnect_initial_backoff) * (
+        config.reconnect_jitter * chance
+    )
+
+
 @dataclass(slots=True)
 class Changes:
     """What a new list of miners asks for."""
@@ -84,11 +104,11 @@ class Changes:
     removed: list[PeerAddr] = field(default_factory=list)
     """Addresses whose last hotkey is not in the list."""
 
+    unlisted: list[str] = field(default_factory=list)
+    """Hotkeys that were registered and are not in the list."""
+
     moved: list[PeerAddr] = field(default_factory=list)
     """Addresses whose last hotkey is now elsewhere."""
-
-    wanted: dict[PeerAddr, list[str]] = field(default_factory=dict)
-    """Hotkeys to log in, by address."""
 
 
 class Registry:
@@ -98,6 +118,9 @@ class Registry:
         self._address: dict[str, PeerAddr] = {}
         self._hotkeys: dict[PeerAddr, set[str]] = {}
         self._backoff: dict[Hashable, Backoff] = {}
+        # Of addresses where another process logs in with our hotkey.
+        self._contended: dict[PeerAddr, Backoff] = {}
+        self._errors: dict[PeerAddr, str] = {}
 
     def __len__(self) -> int:
         return len(self._address)
@@ -150,6 +173,7 @@ class Registry:
             return None
         del self._hotkeys[address]
         self._backoff.pop(address, None)
+        self._contended.pop(address, None)
         return address
 
     def clear(self) -> None:
@@ -157,6 +181,8 @@ class Registry:
         self._address.clear()
         self._hotkeys.clear()
         self._backoff.clear()
+        self._contended.clear()
+        self._errors.clear()
 
     def backoff(self, target: Hashable) -> Backoff:
         """Return the back-off of an address, or of a hotkey at one."""
@@ -165,6 +191,45 @@ class Registry:
     def succeeded(self, target: Hashable) -> None:
         """Forget the failures of a target."""
         self._backoff.pop(target, None)
+
+    def backed_off(self, now: float) -> list[Hashable]:
+        """Return the targets that may not be tried again yet."""
+        return [
+            t for t, backoff in list(self._backoff.items()) if backoff.retry_at > now
+        ]
+
+    def replaced(
+        self, address: PeerAddr, now: float, lived: float, config: LightningClientConfig
+    ) -> None:
+        """Note that the server ended a connection for another one of our hotkey.
+
+        Two processes that both come back at once would do so for ever. A connection
+        that lived longer than the longest back-off starts the count anew.
+        """
+        if lived > config.reconnect_max_backoff:
+            self._contended.pop(address, None)
+        self._contended.setdefault(address, Backoff()).failed(now, config)
+
+    def wait(self, address: PeerAddr, hotkey: str, now: float) -> float:
+        """Return the seconds until a background reconnect is allowed, 0 for at once."""
+        backoffs = [
+            self._backoff.get(address),
+            self._backoff.get((address, hotkey)),
+            self._contended.get(address),
+        ]
+        return max(0.0, *(b.retry_at - now for b in backoffs if b is not None), 0.0)
+
+    def note(self, address: PeerAddr, error: str) -> None:
+        """Remember what went wrong last at an address; any thread may."""
+        self._errors.pop(address, None)
+        self._errors[address] = error
+        while len(self._errors) > MAX_TARGETS:
+            # Another thread may be faster.
+            self._errors.pop(next(iter(list(self._errors))), None)
+
+    def last_error(self, address: PeerAddr) -> str:
+        """Return what went wrong last at an address, empty for nothing."""
+        return self._errors.get(address, "")
 
     def forget_idle(self, now: float, max_entries: int = MAX_TARGETS) -> None:
         """Keep the back-off table bounded: first drop what may be tried again anyway.
@@ -183,7 +248,7 @@ class Registry:
             self._backoff = dict(waiting[-max_entries:])
 
     def reconcile(
-        self, miners: Iterable[QuicAxonInfo], dead: Collection[PeerAddr]
+        self, wanted: Mapping[str, PeerAddr], dead: Collection[PeerAddr]
     ) -> Changes:
         """Adapt to a new list of miners.
 
@@ -191,17 +256,17 @@ class Registry:
         deregistered; the back-off of every listed address is reset.
 
         Args:
-            miners: All miners that there are; of a hotkey listed twice the last counts.
+            wanted: The address of every miner that there is.
             dead: Addresses whose connection is gone.
 
         Returns:
             What to close and whom to log in.
         """
         changes = Changes()
-        wanted = {miner.hotkey: miner.address for miner in miners}
         for hotkey, address in list(self._address.items()):
             new = wanted.get(hotkey)
             if new is None:
+                changes.unlisted.append(hotkey)
                 if (vacated := self.deregister(hotkey)) is not None:
                     changes.removed.append(vacated)
             elif new != address:
@@ -210,13 +275,12 @@ class Registry:
             elif address in dead:
                 self.deregister(hotkey)
         targets = set(wanted.values())
+        for address in targets:
+            self._contended.pop(address, None)
         self._backoff = {
             target: backoff
             for target, backoff in self._backoff.items()
             if target not in targets
             and not (isinstance(target, tuple) and target[0] in targets)
         }
-        for hotkey, address in wanted.items():
-            if self._address.get(hotkey) != address:
-                changes.wanted.setdefault(address, []).append(hotkey)
         return changes

@@ -11,8 +11,10 @@ from lightning._core.io.loop import LoopGone
 from lightning._core.wire.exchange import ClientExchange, Exchanges, read_stream_frame
 from lightning._core.wire.framing import MessageType
 from lightning.errors import LightningError, StreamError
+from lightning.watch import Watch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from lightning._core.io.loop import LoopThread
@@ -40,10 +42,14 @@ class StreamingResponse:
         frame: bytes,
         chunk_timeout: float | None,
         max_payload: int,
+        watch: Watch | None = None,
+        locate: Callable[[LightningError, float], object] | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self._chunk_timeout = chunk_timeout
         self._max_payload = max_payload
+        self._watch = watch or Watch(None)
+        self._locate = locate
         self._frames: deque[tuple[int, bytes]] = deque()
         self._buffered = 0
         self._paused = False
@@ -63,6 +69,10 @@ class StreamingResponse:
                 stream._on_error(error)
 
         self._exchange = exchanges.start(frame, on_frame, on_error)
+        left = self._watch.left
+        self._timer = (
+            None if left is None else self.loop.call_later(left, _expire, reader)
+        )
 
     def __del__(self) -> None:
         # There is none if it could not be started.
@@ -101,8 +111,8 @@ class StreamingResponse:
             Its bytes, or None at the successful end and ever after.
 
         Raises:
-            StreamError: The miner's handler failed, or no chunk came within
-                ``stream_chunk_timeout``.
+            StreamError: The miner's handler failed, no chunk came in time, or the whole
+                took too long.
             TransportError: The connection or the stream broke.
         """
         if not self._frames and not self._ended and self._error is None:
@@ -119,8 +129,8 @@ class StreamingResponse:
             return self._take_frame()
         error, self._error = self._error, None
         if error is not None:
-            self._ended = True
-            raise error
+            self._end()
+            raise self._told(error)
         return None
 
     async def collect_all(self) -> list[bytes]:
@@ -137,15 +147,16 @@ class StreamingResponse:
             size += len(chunk)
             if size > self._max_payload:
                 self.close()
-                raise StreamError(
+                text = (
                     f"stream payload {size} bytes exceeds maximum {self._max_payload}"
                 )
+                raise self._told(StreamError(text))
             chunks.append(chunk)
         return chunks
 
     def close(self) -> None:
         """Drop what was not read; the miner's handler is stopped. Fine when ended."""
-        self._ended = True
+        self._end()
         self._error = None
         self._frames.clear()
         self._exchange.cancel()
@@ -160,7 +171,7 @@ class StreamingResponse:
                 await self._waiter
         except TimeoutError:
             self.close()
-            raise StreamError("chunk read timed out") from None
+            raise self._told(StreamError("chunk read timed out")) from None
         finally:
             self._waiter = None
 
@@ -172,12 +183,35 @@ class StreamingResponse:
             self._exchange.resume()
         try:
             chunk = read_stream_frame(kind, payload)
-        except LightningError:
+        except LightningError as error:
             self.close()
+            self._told(error)
             raise
         if chunk is None:
-            self._ended = True
+            self._end()
         return chunk
+
+    def _end(self) -> None:
+        self._ended = True
+        self._stop_timer()
+
+    def _stop_timer(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+
+    def _told(self, error: LightningError) -> LightningError:
+        """Say in an error where it happened."""
+        if self._locate is not None:
+            self._locate(error, self._watch.elapsed)
+        return error
+
+    def _expire(self) -> None:
+        """Stop it, as the time for the whole is over; what has come can be read."""
+        if self._error is None:
+            self._exchange.cancel()
+            seconds = self._watch.timeout or 0
+            self._on_error(StreamError(f"stream timed out after {seconds:g}s"))
 
     def _on_frame(self, exchange: ClientExchange, kind: int, payload: bytes) -> None:
         self._frames.append((kind, payload))
@@ -185,6 +219,7 @@ class StreamingResponse:
         # Any other frame is the last one.
         if kind != MessageType.STREAM_CHUNK:
             exchange.complete()
+            self._stop_timer()
         elif self._buffered > HIGH_WATER and not self._paused:
             self._paused = True
             exchange.pause()
@@ -192,11 +227,17 @@ class StreamingResponse:
 
     def _on_error(self, error: LightningError) -> None:
         self._error = error
+        self._stop_timer()
         self._wake()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+def _expire(reader: weakref.ref[StreamingResponse]) -> None:
+    if (stream := reader()) is not None:
+        stream._expire()
 
 
 class BlockingStreamingResponse:

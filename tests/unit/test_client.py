@@ -18,10 +18,12 @@ from lightning import (
     QuicAxonInfo,
     QuicRequest,
     QuicResponse,
+    dialling,
 )
 from lightning import client as client_module
+from lightning import sessions as sessions_module
 from lightning._core.io import transport
-from lightning.client import first_success
+from lightning.dialling import first_success
 from lightning.errors import (
     ConfigError,
     ConnectionClosed,
@@ -549,13 +551,13 @@ async def test_of_several_places_the_first_that_answers_is_taken(
     start_server, make_client, monkeypatch, silent_port
 ):
     server = await start_server()
-    monkeypatch.setattr(client_module, "HEAD_START", 0.02)
+    monkeypatch.setattr(dialling, "HEAD_START", 0.02)
 
     async def resolve(address: PeerAddr) -> list:
         ports = (silent_port, server.local_addr().port)
         return [(socket.AF_INET, ("127.0.0.1", port)) for port in ports]
 
-    monkeypatch.setattr(client_module, "_resolve", resolve)
+    monkeypatch.setattr(dialling, "resolve", resolve)
     client = make_client()
     axon = at(1, ip="miner.example")
     await client.initialize_connections([axon])
@@ -621,8 +623,10 @@ async def test_those_who_share_a_failure_get_one_each(make_client, silent_port):
     queries = [client.query_axon(at(silent_port), ECHO) for _ in range(20)]
     errors = await asyncio.gather(*queries, return_exceptions=True)
     address = f"127.0.0.1:{silent_port}"
-    text = f"connection error: Reconnection to {address} timed out after 0.05s"
-    assert {str(error) for error in errors} == {text}
+    text = f"Reconnection to {address} timed out after 0.05s"
+    assert {error.detail for error in errors} == {text}
+    assert {error.hotkey for error in errors} == {MINER_HOTKEY}
+    assert all(0.05 <= error.elapsed < 5 for error in errors)
     assert len({id(error) for error in errors}) == 20
     assert client._registry.backoff(at(silent_port).address).failures == 1
 
@@ -722,7 +726,7 @@ async def test_back_off_doubles_then_probes_slowly_for_ever(
     make_client, silent_port, monkeypatch
 ):
     clock = Clock()
-    monkeypatch.setattr(client_module, "time", clock)
+    monkeypatch.setattr(sessions_module, "time", clock)
     client = make_client(connect_timeout=0.02, reconnect_max_backoff=6)
     await client.create_endpoint()
     axon = at(silent_port)
@@ -746,7 +750,7 @@ async def test_without_a_slow_probe_it_gives_up_until_the_registry_is_updated(
     make_client, silent_port, monkeypatch
 ):
     clock = Clock()
-    monkeypatch.setattr(client_module, "time", clock)
+    monkeypatch.setattr(sessions_module, "time", clock)
     client = make_client(
         connect_timeout=0.02,
         reconnect_max_retries=1,
@@ -769,7 +773,7 @@ async def test_success_ends_the_back_off(start_server, connect, monkeypatch):
     server = await start_server()
     client, axon = await connect(server)
     clock = Clock()
-    monkeypatch.setattr(client_module, "time", clock)
+    monkeypatch.setattr(sessions_module, "time", clock)
     await server.stop()
     await until_async(lambda: not list(connections(client)))
     for _ in range(2):
@@ -817,7 +821,7 @@ async def test_a_quick_login_leaves_with_what_completes_the_handshake(
         raise AssertionError("too late")
 
     server = await start_server()
-    monkeypatch.setattr(client_module, "sign", sign_later)
+    monkeypatch.setattr(sessions_module, "sign", sign_later)
     spawned = []
     monkeypatch.setattr(server._logins, "_spawn", lambda *args: spawned.append(args))
     client, _ = await connect(server)
@@ -865,8 +869,8 @@ async def test_of_several_connections_none_logs_in_before_it_is_chosen(
         return [(socket.AF_INET, tuple(server.local_addr()))] * 2
 
     begun = []
-    monkeypatch.setattr(client_module, "_resolve", resolve)
-    monkeypatch.setattr(client_module, "HEAD_START", 0)
+    monkeypatch.setattr(dialling, "resolve", resolve)
+    monkeypatch.setattr(dialling, "HEAD_START", 0)
     client = make_client()
     monkeypatch.setattr(client, "_begin_login", lambda *args: begun.append(args))
     axon = at(1, ip="miner.example")
@@ -1123,7 +1127,10 @@ async def test_a_lost_connection_is_one_line_in_the_log(start_server, connect, c
     caplog.set_level("INFO", "lightning.client")
     server = await start_server()
     client, axon = await connect(server)
-    assert caplog.messages == [f"logged in with miner {MINER_HOTKEY} at {axon.address}"]
+    assert caplog.messages == [
+        f"logged in with miner {MINER_HOTKEY} at {axon.address}",
+        "1 miners: 1 connected",
+    ]
     caplog.clear()
     await server.stop()
     await until_async(lambda: not list(connections(client)))

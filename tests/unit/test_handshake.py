@@ -400,6 +400,31 @@ def test_refusal_is_told_before_anything_else():
         login().check(response(accepted=False))
 
 
+@pytest.mark.parametrize(
+    ("skew", "text"),
+    [
+        (0, None),
+        (60, None),
+        (-60, None),
+        (61, "its clock is 61 s ahead of ours"),
+        (-120, "its clock is 120 s behind ours"),
+    ],
+)
+def test_refusal_says_by_how_much_the_clocks_differ(skew, text):
+    with pytest.raises(HandshakeRejected) as caught:
+        login().check(rejection(NOW + skew, MINER.ss58_address))
+    assert caught.value.clock_skew == skew
+    if text is None:
+        assert caught.value.detail == "rejected by miner"
+    else:
+        assert text in caught.value.detail
+
+
+def test_refusal_of_an_unread_login_is_guessed_at():
+    with pytest.raises(HandshakeRejected, match="unread: too many logins from this"):
+        login().check(rejection(NOW))
+
+
 def test_other_miner_is_refused_and_named():
     with pytest.raises(HotkeyMismatch, match=STRANGER.ss58_address) as caught:
         login().check(response(STRANGER))

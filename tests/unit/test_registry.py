@@ -7,15 +7,11 @@ import pytest
 
 from lightning.config import LightningClientConfig
 from lightning.errors import LightningConnectionError
-from lightning.registry import Backoff, Registry
-from lightning.types import PeerAddr, QuicAxonInfo
+from lightning.registry import Backoff, Registry, background_wait
+from lightning.types import PeerAddr
 
 CONFIG = LightningClientConfig()
 A, B = PeerAddr("127.0.0.1", 1), PeerAddr("127.0.0.1", 2)
-
-
-def axon(hotkey: str, address: PeerAddr) -> QuicAxonInfo:
-    return QuicAxonInfo(hotkey, *address)
 
 
 def test_backoff_doubles_then_probes_slowly():
@@ -113,16 +109,15 @@ def test_indexes_agree_after_random_operations():
     assert not len(registry)
 
 
-def test_reconcile_removes_moves_and_adds():
+def test_reconcile_removes_and_moves():
     registry = Registry()
     for hotkey, address in (("gone", A), ("moved", B), ("stays", PeerAddr("c", 3))):
         registry.register(hotkey, address)
     new = PeerAddr("d", 4)
-    changes = registry.reconcile(
-        [axon("moved", new), axon("stays", PeerAddr("c", 3)), axon("new", new)], ()
-    )
+    wanted = {"moved": new, "stays": PeerAddr("c", 3), "new": new}
+    changes = registry.reconcile(wanted, ())
     assert (changes.removed, changes.moved) == ([A], [B])
-    assert changes.wanted == {new: ["moved", "new"]}
+    assert changes.unlisted == ["gone"]
     assert set(registry.hotkeys) == {"stays"}
 
 
@@ -130,29 +125,82 @@ def test_reconcile_keeps_an_address_that_still_has_somebody():
     registry = Registry()
     for hotkey in ("goes", "moves", "stays"):
         registry.register(hotkey, A)
-    changes = registry.reconcile([axon("moves", B), axon("stays", A)], ())
+    changes = registry.reconcile({"moves": B, "stays": A}, ())
     assert (changes.removed, changes.moved) == ([], [])
-    assert changes.wanted == {B: ["moves"]}
+    assert changes.unlisted == ["goes"]
     assert registry.hotkeys_at(A) == {"stays"}
 
 
-def test_reconcile_wants_the_dead_again_and_resets_backoff():
+def test_reconcile_forgets_the_dead_and_resets_backoff():
     registry = Registry()
     registry.register("m", A)
     registry.backoff(A).failed(0.0, CONFIG)
     registry.backoff((A, "m")).failed(0.0, CONFIG)
     registry.backoff(B).failed(0.0, CONFIG)
-    changes = registry.reconcile([axon("m", A)], {A})
-    assert changes.wanted == {A: ["m"]}
+    registry.replaced(A, 0.0, 1.0, CONFIG)
+    changes = registry.reconcile({"m": A}, {A})
     assert not changes.removed
+    assert not registry.hotkeys
     assert registry.backoff(A).failures == 0
     assert registry.backoff((A, "m")).failures == 0
+    assert registry.wait(A, "m", 0.0) == 0
     assert registry.backoff(B).failures == 1, "not listed, not reset"
 
 
-def test_of_a_hotkey_listed_twice_the_last_counts():
-    changes = Registry().reconcile([axon("m", A), axon("m", B)], ())
-    assert changes.wanted == {B: ["m"]}
+def test_a_background_reconnect_waits_for_the_back_off_and_by_chance():
+    """It never comes before its time; the first one, at once, is spread, too."""
+    config = LightningClientConfig(reconnect_jitter=0.5, reconnect_initial_backoff=2)
+    assert background_wait(0.0, 0.0, config) == 0
+    assert background_wait(0.0, 0.5, config) == 0.5
+    assert background_wait(8.0, 0.0, config) == 8
+    assert background_wait(8.0, 0.5, config) == 10
+    assert background_wait(math.inf, 0.5, config) is None
+    without = LightningClientConfig(reconnect_jitter=0)
+    assert [background_wait(left, 0.9, without) for left in (0.0, 4.0)] == [0, 4]
+
+
+def test_waiting_takes_the_longest_of_the_back_offs():
+    registry = Registry()
+    assert registry.wait(A, "m", 5.0) == 0
+    registry.backoff(A).failed(5.0, CONFIG)
+    assert registry.wait(A, "m", 5.5) == 0.5
+    for _ in range(3):
+        registry.backoff((A, "m")).failed(5.0, CONFIG)
+    assert registry.wait(A, "m", 5.0) == 4
+    assert registry.wait(A, "other", 5.0) == 1
+    assert registry.wait(A, "m", 50.0) == 0
+    assert registry.backed_off(5.0) == [A, (A, "m")]
+    assert registry.backed_off(7.0) == [(A, "m")]
+
+
+def test_who_is_replaced_again_and_again_waits_longer():
+    """Two processes with one hotkey would end each other's connections for ever."""
+    registry, waits = Registry(), []
+    registry.register("m", A)
+    for _ in range(6):
+        registry.replaced(A, 0.0, 1.0, CONFIG)
+        waits.append(registry.wait(A, "m", 0.0))
+        registry.succeeded(A)
+    assert waits == [1, 2, 4, 8, 60, 60]
+    registry.replaced(A, 0.0, 61.0, CONFIG)
+    assert registry.wait(A, "m", 0.0) == 1, "it had been left alone"
+    registry.deregister("m")
+    assert registry.wait(A, "m", 0.0) == 0
+
+
+def test_the_last_error_of_so_many_addresses_is_kept(monkeypatch):
+    monkeypatch.setattr("lightning.registry.MAX_TARGETS", 2)
+    registry = Registry()
+    assert registry.last_error(A) == ""
+    for port, error in ((1, "a"), (2, "b"), (1, "c"), (3, "d")):
+        registry.note(PeerAddr("127.0.0.1", port), error)
+    assert [registry.last_error(PeerAddr("127.0.0.1", p)) for p in (1, 2, 3)] == [
+        "c",
+        "",
+        "d",
+    ]
+    registry.clear()
+    assert registry.last_error(A) == ""
 
 
 def test_the_backoff_table_stays_bounded():

@@ -617,6 +617,11 @@ cdef class Call:
         raise self.link.lost()
 
     @property
+    def began(self):
+        """Seconds of time.monotonic() when it was made."""
+        return self.record.began / 1e6
+
+    @property
     def seconds(self):
         """Time from the sending of the request to the last byte of the answer."""
         return (self.record.ended - self.record.began) / 1e6
