@@ -20,10 +20,12 @@ from lightning import (
 from lightning._core.wire.framing import MessageType
 from lightning.errors import (
     HandshakeRejected,
+    RequestTimeout,
     UnexpectedMessage,
 )
 from lightning.handshake import certificate_fingerprint, rejection, request_message
 from lightning.registry import MAX_BACKOFF_EXPONENT, Backoff
+from lightning.reports import Reached
 from lightning.signer import verify
 from tests.support.identities import (
     MINER,
@@ -184,9 +186,13 @@ async def test_all_addresses_are_dialled_at_once(make_client, silent_ports):
     """Three that do not answer cost one ``connect_timeout``."""
     client = make_client(connect_timeout=0.4)
     began = time.monotonic()
-    await client.initialize_connections(
-        [QuicAxonInfo(OTHER, "127.0.0.1", port) for port in silent_ports]
+    report = await client.initialize_connections(
+        [
+            QuicAxonInfo(signer(300 + n).ss58_address, "127.0.0.1", port)
+            for n, port in enumerate(silent_ports)
+        ]
     )
+    assert [miner.outcome for miner in report] == [Reached.TIMED_OUT] * 3
     assert 0.4 <= time.monotonic() - began < 1.1
 
 
@@ -247,6 +253,18 @@ async def test_the_timeout_is_for_the_answer_and_not_for_the_dial(
     answer = await client.query_axon(axon_of(server), ECHO, 0.2)
     assert answer.success
     assert answer.latency_ms < 200, "nor is the dial in the latency"
+
+
+async def test_a_total_timeout_has_the_dial_in_it(make_client, silent_ports):
+    client = make_client(connect_timeout=10)
+    await client.create_endpoint()
+    nobody = QuicAxonInfo(OTHER, "127.0.0.1", silent_ports[0])
+    began = time.monotonic()
+    with pytest.raises(RequestTimeout):
+        await client.query_axon(nobody, ECHO, total_timeout_secs=0.1)
+    with pytest.raises(RequestTimeout):
+        await client.query_axon_stream(nobody, ECHO, total_timeout_secs=0.1)
+    assert time.monotonic() - began < 5
 
 
 async def test_the_latency_has_the_handlers_time(start_server, connect):
