@@ -98,7 +98,9 @@ async def test_the_miners_certificate_with_another_key_is_refused_by_tls(
     server = await start_server()
     async with raw_client(server.local_addr().port) as upstream:
         shown = upstream._quic.tls._peer_certificate
-        assert server._logins.fingerprint == certificate_fingerprint(upstream.certificate)
+        assert server._logins.fingerprint == certificate_fingerprint(
+            upstream.certificate
+        )
         relay = Relay(upstream)
 
         def prepare(middle):
