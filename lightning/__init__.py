@@ -47,6 +47,7 @@ from lightning.config import (
 from lightning.errors import LightningError
 from lightning.fanout import BlockingFanOut, FanOut
 from lightning.handlers import HandlerContext, typed_async_handler, typed_handler
+from lightning.priority import StakePriority
 from lightning.reports import (
     ConnectionStats,
     ConnectReport,
@@ -128,6 +129,7 @@ __all__ = [
     "SourceAddressResolver",
     "SourceAllowlist",
     "Sr25519Signer",
+    "StakePriority",
     "StreamChunk",
     "StreamEnd",
     "StreamingResponse",

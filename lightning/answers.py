@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, cast
 
 from lightning._core.wire.messages import (
@@ -19,9 +19,11 @@ from lightning.errors import (
     HandlerError,
     LightningError,
     SerializationError,
+    ServerBusy,
     StreamError,
 )
 from lightning.handlers import (
+    ERROR_BUSY,
     ERROR_PROCESSING,
     ERROR_SERIALIZATION,
     ERROR_STREAM,
@@ -62,15 +64,22 @@ class Answers:
         log: For what goes wrong with handlers.
         pool: The threads of handlers that are plain functions.
         tasks: Those that run async handlers, each with the one it is at.
-        running: What is being answered, but for streams, the oldest first: each with
-            its handler and its deadline on time.monotonic().
+        running: What is being answered or waits to be, but for streams that have begun,
+            the oldest first: each with its handler and its deadline on
+            time.monotonic().
+        on_end: Called with each request whose handler has ended or will not begin, in
+            any thread; None if nobody cares. Whoever sets it has put requests into
+            ``running`` first; those that are not there any more are not begun.
+        backlog: What waits for a thread that serves a socket itself.
     """
 
     def __init__(
         self, config: LightningServerConfig, flush: Callable[[], object]
     ) -> None:
         self.log = Throttled(log)
-        self.pool = HandlerPool(config.handler_threads)
+        self.pool = HandlerPool(
+            config.handler_threads, max_waiting=config.max_queued_requests
+        )
         self._timeout = config.handler_timeout_secs
         self._limit = config.max_frame_payload_bytes
         self._buffer = config.streaming_channel_buffer
@@ -84,6 +93,9 @@ class Answers:
         self._idle: list[asyncio.Future[None]] = []
         self._woken = False
         self.running: dict[ServerExchange, tuple[Handler, float]] = {}
+        self.on_end: Callable[[ServerExchange], object] | None = None
+        self.backlog: deque[_Job] = deque()
+        self._most_waiting = config.max_queued_requests
 
     def inline(
         self,
@@ -119,6 +131,8 @@ class Answers:
             self._fail(exchange, handler, error)
         finally:
             self.running.pop(exchange, None)
+            if self.on_end is not None:
+                self.on_end(exchange)
 
     def in_thread(
         self,
@@ -128,14 +142,75 @@ class Answers:
         context: HandlerContext | None,
     ) -> None:
         """Answer by a plain function, run in a thread of the pool."""
-        job = _Job(self, exchange, handler, data, context)
-        self.running[exchange] = handler, time.monotonic() + self._timeout
-        exchange.on_cancel = job.drop
+        job = self._wait(exchange, handler, data, context)
+        if job is None:
+            return
         try:
             self.pool.post(job)
         except HandlerError as error:
-            self.running.pop(exchange, None)
-            self._fail(exchange, handler, error)
+            self.drop(exchange)
+            if isinstance(error, ServerBusy):
+                self._refuse(exchange, handler)
+            else:
+                self._fail(exchange, handler, error)
+
+    def later(
+        self,
+        exchange: ServerExchange,
+        handler: Handler,
+        data: dict[str, Any],
+        context: HandlerContext | None,
+    ) -> None:
+        """Answer by a plain function, run by `work_off` in a thread that is busy now."""
+        if len(self.backlog) >= self._most_waiting:
+            self._refuse(exchange, handler)
+        elif (job := self._wait(exchange, handler, data, context)) is not None:
+            self.backlog.append(job)
+
+    def work_off(self) -> None:
+        """Run here what waits for a thread."""
+        while self.backlog:
+            try:
+                job = self.backlog.popleft()
+            except IndexError:
+                return  # Another thread was faster.
+            job.execute()
+
+    def _wait(
+        self,
+        exchange: ServerExchange,
+        handler: Handler,
+        data: dict[str, Any],
+        context: HandlerContext | None,
+    ) -> _Job | None:
+        """Make what waits for a thread, within the time that the request has."""
+        job = _Job(self, exchange, handler, data, context)
+        if self.on_end is None:
+            self.running[exchange] = handler, time.monotonic() + self._timeout
+        elif exchange not in self.running:
+            self.on_end(exchange)
+            return None
+        exchange.on_cancel = job.drop
+        if exchange.cancelled:
+            job.drop()
+        return job
+
+    def drop(self, exchange: ServerExchange) -> None:
+        """Take note that a request's handler has ended, or will not begin."""
+        self.running.pop(exchange, None)
+        if self.on_end is not None:
+            self.on_end(exchange)
+
+    def _refuse(self, exchange: ServerExchange, handler: Handler) -> None:
+        names = Counter(other.name for other, _ in list(self.running.values()))
+        self.log.warning(
+            "all handler threads are busy and %d requests wait, most of them for %r: "
+            "further ones are refused",
+            self._most_waiting,
+            names.most_common(1)[0][0] if names else handler.name,
+            burst=1,
+        )
+        handler.tally.busy += fail(exchange, ERROR_BUSY, handler)
 
     async def expire(self) -> None:
         """Answer, for as long as this runs, where plain functions take too long."""
@@ -158,7 +233,7 @@ class Answers:
                 handler.tally.timed_out += 1
                 if (drop := exchange.on_cancel) is not None:
                     drop()
-                fail(exchange, ERROR_TIMEOUT)
+                fail(exchange, ERROR_TIMEOUT, handler)
 
     @property
     def awaited(self) -> int:
@@ -179,9 +254,13 @@ class Answers:
         context: HandlerContext | None,
     ) -> None:
         """Answer by an async handler, run in a task of the loop."""
-        if exchange.cancelled:
+        if self.on_end is None:
+            if exchange.cancelled:
+                return
+            self.running[exchange] = handler, time.monotonic() + self._timeout
+        elif exchange.cancelled or exchange not in self.running:
+            self.drop(exchange)
             return
-        self.running[exchange] = handler, time.monotonic() + self._timeout
         self._waiting.append((exchange, handler, data, context))
         if not self._woken:
             self._wake()
@@ -231,7 +310,7 @@ class Answers:
                         # They are not held up, should this one have to wait.
                         self._wake()
                     if exchange.cancelled:
-                        self.running.pop(exchange, None)
+                        self.drop(exchange)
                         continue
                     exchange.on_cancel = task.cancel
                     self.tasks[task] = handler
@@ -241,7 +320,7 @@ class Answers:
                     except BaseException as error:
                         self._fail(exchange, handler, error)
                     finally:
-                        self.running.pop(exchange, None)
+                        self.drop(exchange)
                         self.tasks[task] = None
                         ended = time.monotonic()
                         handler.tally.seconds += ended - started
@@ -302,9 +381,11 @@ class Answers:
         error_text = None
         turn = 0
         began = time.monotonic()
+        # What had to wait for its turn has so much less time.
+        _, deadline = self.running.pop(exchange, (handler, began + self._timeout))
         chunks = stream(handler, data, context, self.pool, buffer=self._buffer)
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(deadline - began):
                 async for chunk in chunks:
                     frame = encode_stream_chunk(chunk, self._limit)
                     if not exchange.respond(frame, False):
@@ -380,7 +461,7 @@ class _Job:
         """Do not start it any more, nor keep it in memory."""
         work, self._work = self._work, None
         if work is not None:
-            work[0].running.pop(work[1], None)
+            work[0].drop(work[1])
 
     def execute(self) -> None:
         work, self._work = self._work, None
@@ -392,7 +473,7 @@ class _Job:
         work, self._work = self._work, None
         if work is not None:
             answers, exchange, *_ = work
-            answers.running.pop(exchange, None)
+            answers.drop(exchange)
             fail(exchange, ERROR_PROCESSING)
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from lightning._core.io.links import Call
     from lightning._core.io.transport import Connection
+    from lightning.priority import Priority
     from lightning.reports import ConnectReport, ServerStats
     from lightning.types import (
         ClientConnectionStats,
@@ -370,7 +371,9 @@ class LightningServer:
             config=dataclasses.replace(config or LightningServerConfig(), **settings),
         )
         # The other half of this class.
-        self._server._threads = ServingThreads(self._server.config.handler_threads)
+        self._server._threads = ServingThreads(
+            self._server.config.handler_threads, self._server._suspects
+        )
         self._io = LoopThread("lightning-server", self._server.stop)
 
     def __repr__(self) -> str:
@@ -436,6 +439,10 @@ class LightningServer:
     def set_handshake_observer(self, observer: Any) -> None:
         """Do as `AsyncLightningServer.set_handshake_observer`."""
         self._server.set_handshake_observer(observer)
+
+    def set_priority(self, priority: Priority | None) -> None:
+        """Do as `AsyncLightningServer.set_priority`."""
+        self._server.set_priority(priority)
 
     def register_synapse_handler(
         self, synapse_type: str, handler: Any, *, inline: bool = False

@@ -53,6 +53,7 @@ from lightning.errors import ConfigError
 from lightning.pool import HandlerPool
 from lightning.running import call, run_async
 from lightning.typed import check_data_type, from_data, to_data
+from lightning.types import NOT_BEGUN
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -83,9 +84,8 @@ ERROR_TIMEOUT: Final = "handler timed out"
 ERROR_SERIALIZATION: Final = "internal serialization error"
 ERROR_STREAM: Final = "stream processing failed"
 ERROR_STREAM_WRITE: Final = "stream write failed"
-# Our own: the request was not begun.
-ERROR_BUSY: Final = "server busy"
-ERROR_TOO_MANY: Final = "too many requests"
+# Ours.
+ERROR_BUSY, ERROR_TOO_MANY = NOT_BEGUN
 
 
 class HandlerTable:

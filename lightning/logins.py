@@ -39,7 +39,7 @@ __all__ = ["Logins", "Spawn"]
 
 T = TypeVar("T")
 
-_LOG = logging.getLogger("lightning.server")
+log = logging.getLogger("lightning.server")
 
 
 class Spawn(Protocol):
@@ -60,7 +60,7 @@ class Logins:
     Args:
         miner_hotkey: SS58 address of the miner.
         config: The server's settings.
-        log: For what is refused.
+        throttled: Log for what is refused.
         spawn: Runs what cannot be answered at once.
         on_accepted: Called with the connection of each login that succeeded.
 
@@ -82,13 +82,13 @@ class Logins:
         self,
         miner_hotkey: str,
         config: LightningServerConfig,
-        log: Throttled,
+        throttled: Throttled,
         spawn: Spawn,
         on_accepted: Callable[[Connection], object],
     ) -> None:
         self._miner_hotkey = miner_hotkey
         self._config = config
-        self._log = log
+        self._log = throttled
         self._spawn = spawn
         self._on_accepted = on_accepted
         self.signer: Signer | None = None
@@ -104,7 +104,7 @@ class Logins:
         self.permits = PermitSet()
         self.permits_known = asyncio.Event()
         self.table: ValidatorTable[Connection] = ValidatorTable(config.max_connections)
-        self.peers = Throttled(_LOG, BURST_OF_PEERS, INTERVAL_OF_PEERS)
+        self.peers = Throttled(log, BURST_OF_PEERS, INTERVAL_OF_PEERS)
         self.accepted = 0
         self.refused: Counter[str] = Counter()
 

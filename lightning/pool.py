@@ -11,7 +11,7 @@ from collections import deque
 from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
-from lightning.errors import HandlerError
+from lightning.errors import HandlerError, ServerBusy
 from lightning.logs import Throttled
 
 if TYPE_CHECKING:
@@ -96,18 +96,23 @@ class HandlerPool(Executor):
         """Tasks that run or wait for a thread."""
         return self._unfinished
 
+    @property
+    def waiting(self) -> int:
+        """Tasks that wait for a thread."""
+        return max(self._unfinished - self._max_workers, 0)
+
     def post(self, task: Task) -> None:
         """Run a task in a thread.
 
         Raises:
-            HandlerError: Every thread is busy and too many tasks wait, no thread can be
-                started, or the pool is shut down.
+            ServerBusy: Every thread is busy and too many tasks wait.
+            HandlerError: No thread can be started, or the pool is shut down.
         """
         with self._lock:
             if self._closed:
                 raise HandlerError("the handler pool is shut down")
             if self._unfinished >= self._max_workers + self._max_waiting:
-                raise HandlerError(f"all {self._max_workers} handler threads are busy")
+                raise ServerBusy(f"all {self._max_workers} handler threads are busy")
             if len(self._threads) < min(self._unfinished + 1, self._max_workers):
                 self._start_thread()
             self._unfinished += 1

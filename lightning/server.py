@@ -6,6 +6,7 @@ import asyncio
 import logging
 import operator
 import socket
+import threading
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -18,6 +19,9 @@ from lightning._core.io.transport import (
     TransportConfig,
 )
 from lightning._core.wire.framing import MessageType
+from lightning._core.wire.messages import (
+    SynapsePacket,
+)
 from lightning.admission import (
     SourceAllowlist,
 )
@@ -30,6 +34,7 @@ from lightning.errors import (
 )
 from lightning.handlers import (
     ERROR_AUTHENTICATION,
+    ERROR_BUSY,
     ERROR_INVALID_REQUEST,
     ERROR_PROCESSING,
     ERROR_UNKNOWN_SYNAPSE,
@@ -46,6 +51,7 @@ from lightning.logins import Logins
 from lightning.logs import Throttled
 from lightning.refresh import refresh
 from lightning.reports import HandlerStats, ServerStats
+from lightning.room import Request, Room, is_limited
 from lightning.signer import (
     BtWalletSigner,
     Sr25519Signer,
@@ -57,9 +63,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from lightning._core.io.links import ServerExchange
-    from lightning._core.wire.messages import (
-        SynapsePacket,
-    )
+    from lightning.priority import Priority
     from lightning.serving import ServingThreads
     from lightning.types import PeerAddr, ServerConnectionStats
 
@@ -149,6 +153,10 @@ class AsyncLightningServer:
         self._threads: ServingThreads | None = None
         # Has the loop call a function, from any thread.
         self._post: Callable[..., object] = lambda *_: None
+        self._thread_id = 0
+        self._priority: Priority | None = None
+        # None while every request begins at once.
+        self._room: Room | None = None
 
     @classmethod
     def with_config(
@@ -242,6 +250,37 @@ class AsyncLightningServer:
         """
         self._logins.observer = observer
 
+    def set_priority(self, priority: Priority | None) -> None:
+        """Set who says which requests come first where not all can be worked on.
+
+        Requests wait when ``max_concurrent_requests`` are worked on, or, without that
+        setting, as many as ``handler_threads``. It may be set while the server runs.
+
+        Args:
+            priority: Called with the `HandlerContext` of each request, on the event
+                loop or the thread that receives, so it must be quick; higher numbers
+                come first. An exception counts as 0. `StakePriority` is one; None
+                makes all equal.
+
+        Raises:
+            TypeError: It cannot be called.
+        """
+        if priority is not None and not callable(priority):
+            raise TypeError(f"{type(priority).__name__} cannot be called")
+        self._priority = priority
+        self._make_room()
+
+    def _make_room(self) -> None:
+        if self._room is not None:
+            self._room.priority = self._priority
+        elif self._priority is not None or is_limited(self.config):
+            self._room = Room(
+                self.config, self._priority, self._answers, self._begin_request
+            )
+
+    def _begin_request(self, request: Request) -> None:
+        self._answer(*request)
+
     # Handlers; they may be registered while the server runs.
 
     def register_synapse_handler(
@@ -301,6 +340,9 @@ class AsyncLightningServer:
         self._stopped = asyncio.Event()
         self._sources = SourceAllowlist.enforce(())
         self._post = self._answers.pool.mailbox().post
+        self._thread_id = threading.get_ident()
+        self._room = None
+        self._make_room()
         self._open = True
         try:
             endpoint = self._endpoint = await self._bind()
@@ -413,7 +455,8 @@ class AsyncLightningServer:
     async def stop(self, timeout_secs: float = STOP_TIMEOUT) -> None:
         """Let running handlers finish, then close every connection and the socket.
 
-        Requests that come meanwhile are not begun. What has not finished in time is
+        Connections are not accepted any more, and requests that come meanwhile are
+        answered ``server busy``. What has not finished in time is
         cut off: async handlers are cancelled, those in threads run on unheard. The
         server can be started again, with a new certificate. Fine if it is not started.
 
@@ -492,7 +535,10 @@ class AsyncLightningServer:
 
         Any thread may ask.
         """
-        logins = self._logins
+        logins, answers = self._logins, self._answers
+        queued = answers.pool.waiting + len(answers.backlog)
+        if self._room is not None:
+            queued += self._room.work.waiting
         return ServerStats(
             handlers=tuple(
                 HandlerStats(
@@ -516,8 +562,8 @@ class AsyncLightningServer:
             validators=len(logins.table.hotkeys),
             permits=len(logins.permits),
             nonces=len(logins.nonces),
-            running=self._answering,
-            queued=0,
+            running=max(self._answering - queued, 0),
+            queued=queued,
         )
 
     async def get_connection_stats(self) -> ServerConnectionStats:
@@ -606,6 +652,10 @@ class AsyncLightningServer:
     def _answering(self) -> int:
         return len(self._requests) + self._answers.awaited
 
+    def _suspects(self) -> list[Handler]:
+        """Return the handlers that run."""
+        return [handler for handler, _ in list(self._answers.running.values())]
+
     def _flush(self) -> None:
         if self._endpoint is not None:
             self._endpoint.flush()
@@ -621,6 +671,11 @@ class AsyncLightningServer:
         self, connection: Connection, exchange: ServerExchange, kind: int, payload: Any
     ) -> None:
         if not self._open:
+            if kind == SYNAPSE_PACKET and isinstance(payload, SynapsePacket):
+                # It is being stopped; others may answer.
+                handler = self._handlers.find(payload.synapse_type)
+                if fail(exchange, ERROR_BUSY, handler) and handler is not None:
+                    handler.tally.busy += 1
             return  # It ends with the connection, in a moment.
         try:
             if kind == SYNAPSE_PACKET:
@@ -653,8 +708,9 @@ class AsyncLightningServer:
         if handler is None:
             self._refuse(exchange, ERROR_UNKNOWN_SYNAPSE)
             return
+        room = self._room
         context = None
-        if handler.takes_context:
+        if handler.takes_context or (room is not None and room.priority is not None):
             hotkey = session.hotkey
             context = HandlerContext(
                 hotkey,
@@ -663,23 +719,48 @@ class AsyncLightningServer:
                 time.monotonic() + self.config.handler_timeout_secs,
                 session.logins[hotkey].connection_id,
             )
-        answers, kind, data = self._answers, handler.kind, packet.data
+        if room is not None:
+            request = Request(connection, exchange, handler, packet.data, context)
+            room.enter(request, session.hotkey)
+            return
+        answers, threads, data = self._answers, self._threads, packet.data
+        if handler.kind is not HandlerKind.THREAD or threads is None:
+            self._answer(connection, exchange, handler, data, context)
+        elif threads.may_run(handler):
+            answers.here(exchange, handler, data, context)
+            if answers.backlog:
+                answers.work_off()
+        else:
+            answers.later(exchange, handler, data, context)
+            if threads.has_free():
+                # Whoever has become free meanwhile receives, and so it is ours.
+                answers.work_off()
+
+    def _answer(
+        self,
+        connection: Connection,
+        exchange: ServerExchange,
+        handler: Handler,
+        data: dict[str, Any],
+        context: HandlerContext | None,
+    ) -> None:
+        """Have a request answered, by the kind of its handler."""
+        answers, kind = self._answers, handler.kind
         if kind is HandlerKind.INLINE:
             answers.inline(exchange, handler, data, context)
-        elif self._threads is None:
-            if kind is HandlerKind.ASYNC:
-                answers.in_task(exchange, handler, data, context)
-            elif kind is HandlerKind.THREAD:
-                answers.in_thread(exchange, handler, data, context)
-            else:
-                self._begin(connection, exchange, handler, data, context)
         elif kind is HandlerKind.THREAD:
-            self._threads.about_to_run(handler)
-            answers.here(exchange, handler, data, context)
+            answers.in_thread(exchange, handler, data, context)
         elif kind is HandlerKind.ASYNC:
-            self._post(answers.in_task, exchange, handler, data, context)
+            self._call(answers.in_task, exchange, handler, data, context)
         else:
-            self._post(self._begin, connection, exchange, handler, data, context)
+            self._call(self._begin, connection, exchange, handler, data, context)
+
+    def _call(self, function: Callable[..., object], *args: Any) -> None:
+        """Call a function on the loop: now, if this is its thread."""
+        if self._thread_id == threading.get_ident():
+            function(*args)
+        else:
+            self._post(function, *args)
 
     def _refuse(
         self, exchange: ServerExchange, text: str, handler: Handler | None = None
@@ -696,7 +777,10 @@ class AsyncLightningServer:
         context: HandlerContext | None,
     ) -> None:
         """Answer chunk by chunk."""
-        if exchange.cancelled:
+        if exchange.cancelled or (
+            self._room is not None and exchange not in self._answers.running
+        ):
+            self._answers.drop(exchange)
             return
         answer = self._answers.stream(exchange, handler, data, context, connection.sent)
         self._spawn(answer, handler.name, exchange, handler)
@@ -724,6 +808,7 @@ class AsyncLightningServer:
 
         def on_done(task: asyncio.Task[None]) -> None:
             self._requests.discard(task)
+            self._answers.drop(exchange)
             # A client must not wait for ever for what went wrong in an unforeseen way.
             if task.cancelled() or task.exception() is not None:
                 fail(exchange, ERROR_PROCESSING, handler)
@@ -746,6 +831,8 @@ class AsyncLightningServer:
             if time.monotonic() >= next_cleanup:
                 next_cleanup += self.config.nonce_cleanup_interval_secs
                 await self.cleanup_expired_nonces()
+                if self._room is not None:
+                    self._room.work.expire(time.monotonic())
 
     def _take_sources(self, sources: Any) -> None:
         if not isinstance(sources, SourceAllowlist):

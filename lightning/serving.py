@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from lightning._core.io.transport import ServerEndpoint
     from lightning.binding import Handler
@@ -16,6 +16,8 @@ __all__ = ["ServingThreads"]
 
 # Seconds that a handler mostly takes, above which another thread receives meanwhile.
 BRIEF = 0.0002
+# What is assumed of one that had been brief, and holds up a thread.
+LONG = 0.002
 
 log = logging.getLogger("lightning.handlers")
 
@@ -25,16 +27,19 @@ class ServingThreads:
 
     The one whose turn it is receives, and runs the handler of what came. Where that is
     brief, nobody else need be woken for it: the answer leaves, and it receives again. A
-    handler that is not known to be brief has another thread receive first. Should a
-    brief one take long all of a sudden, the socket's own thread notices within some
-    milliseconds.
+    handler that is not known to be brief has another thread receive first; when all
+    others run handlers, the last one only receives. Should a brief one take long all of
+    a sudden, the socket's own thread notices within some milliseconds, and there is one
+    thread more.
 
     Args:
-        most: Threads at a time.
+        most: Threads that run handlers at a time.
+        suspects: Gives the handlers that run.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, suspects: Callable[[], Iterable[Handler]]) -> None:
         self._most = most
+        self._suspects = suspects
         self._lock = threading.Lock()
         self._endpoint: ServerEndpoint | None = None
         self._handle: Callable[..., object] | None = None
@@ -49,7 +54,7 @@ class ServingThreads:
         """
         with self._lock:
             self._endpoint, self._handle, self._count = endpoint, handle, 0
-        self.add()
+        self._add(1)
 
     def stop(self) -> None:
         """Let the threads end: those that run a handler, when it returns."""
@@ -57,11 +62,34 @@ class ServingThreads:
             self._endpoint = self._handle = None
 
     def add(self) -> None:
-        """Start another thread, unless there are enough."""
+        """Start another thread, as requests wait and none is free."""
+        # What took a thread all of a sudden is not brief, or not any more.
+        for handler in self._suspects():
+            handler.typical_seconds = max(handler.typical_seconds, LONG)
+        self._add(2 * self._most + 1)
+
+    def may_run(self, handler: Handler) -> bool:
+        """Have somebody else receive, if a handler may take long.
+
+        Returns:
+            False if nobody else can: the handler must not be run here then, but by
+            another thread, when that is free.
+        """
+        if handler.typical_seconds <= BRIEF:
+            return True
+        endpoint = self._endpoint
+        return endpoint is None or endpoint.yield_lead() or self._add(self._most + 1)
+
+    def has_free(self) -> bool:
+        """Have another thread receive; say if there is one."""
+        endpoint = self._endpoint
+        return endpoint is None or endpoint.yield_lead()
+
+    def _add(self, most: int) -> bool:
         with self._lock:
             endpoint, handle = self._endpoint, self._handle
-            if endpoint is None or handle is None or self._count >= self._most:
-                return
+            if endpoint is None or handle is None or self._count >= most:
+                return False
             thread = threading.Thread(
                 target=_serve,
                 args=(endpoint, handle),
@@ -73,16 +101,9 @@ class ServingThreads:
             except RuntimeError:
                 # The system's limit; those that exist carry on.
                 log.warning("only %d handler threads can be started", self._count)
-                return
+                return False
             self._count += 1
-
-    def about_to_run(self, handler: Handler) -> None:
-        """Have somebody else receive, if a handler may take long."""
-        if handler.typical_seconds <= BRIEF:
-            return
-        endpoint = self._endpoint
-        if endpoint is not None and not endpoint.yield_lead():
-            self.add()
+            return True
 
 
 def _serve(endpoint: ServerEndpoint, handle: Callable[..., Any]) -> None:

@@ -23,7 +23,7 @@ from typing import (
     TypeVar,
 )
 
-from lightning.errors import ConfigError, HandlerError, MissingField
+from lightning.errors import ConfigError, HandlerError, MissingField, ServerBusy
 from lightning.typed import from_data, to_data
 
 if TYPE_CHECKING:
@@ -55,6 +55,9 @@ PROTOCOL_QUIC: Final = 4
 
 MAX_TIMEOUT: Final = 315_360_000.0
 """Longest timeout in seconds: ten years."""
+
+NOT_BEGUN: Final = ("server busy", "too many requests")
+"""The error texts of requests that a miner did not begin, for want of room."""
 
 
 class PeerAddr(NamedTuple):
@@ -269,9 +272,13 @@ class QuicResponse:
         """Return ``data`` of a successful answer.
 
         Raises:
+            ServerBusy: The miner did not begin: it has no room, or had too many
+                requests of this validator.
             HandlerError: The answer reports a failure, with its text if it has one.
         """
         if not self.success:
+            if self.error in NOT_BEGUN:
+                raise ServerBusy(self.error)
             raise HandlerError("request failed" if self.error is None else self.error)
         return self.data
 

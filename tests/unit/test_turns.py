@@ -355,8 +355,11 @@ def test_what_is_lost_is_sent_again_while_a_leader_sleeps(gated):
 
 
 def test_slow_handlers_hold_up_nobody_until_all_threads_are_taken(gated):
-    """Then requests wait for one, and the connection lives."""
-    _, client, axon, gate = gated(handler_threads=4)
+    """Then those that need one wait, and the others are answered."""
+    _, client, axon, gate = gated(
+        lambda s: s.register_synapse_handler("plain", lambda data: data),
+        handler_threads=4,
+    )
     slow = [Asking(client, axon, query("wait")) for _ in range(3)]
     until(lambda: gate.inside == 3)
     for n in range(20):
@@ -364,7 +367,8 @@ def test_slow_handlers_hold_up_nobody_until_all_threads_are_taken(gated):
         assert answer["data"] == {"n": n}
     slow.append(Asking(client, axon, query("wait")))
     until(lambda: gate.inside == 4)
-    waiting = [Asking(client, axon, query("echo", n=n), 20) for n in range(5)]
+    waiting = [Asking(client, axon, query("plain", n=n), 20) for n in range(5)]
+    assert client.query_axon(axon, query("echo"), SOON)["success"], "it is inline"
     # The other end acknowledges, answers to nobody, and takes time for more.
     (connection,) = connections(client)
     until(lambda: in_flight(client) == 9)
@@ -373,6 +377,60 @@ def test_slow_handlers_hold_up_nobody_until_all_threads_are_taken(gated):
     gate.open.set()
     for one in (*slow, *waiting):
         assert one.join().answer["success"]
+
+
+def test_when_all_threads_are_stuck_requests_are_answered_and_not_begun(gated, caplog):
+    """In the time that a handler has, or at once where too many wait already."""
+    server, client, axon, gate = gated(
+        lambda s: s.register_synapse_handler("plain", lambda data: data),
+        handler_threads=2,
+        handler_timeout_secs=1,
+        max_queued_requests=3,
+    )
+    stuck = [Asking(client, axon, query("wait")) for _ in range(2)]
+    until(lambda: gate.inside == 2)
+    late = [Asking(client, axon, query("wait")) for _ in range(3)]
+    until(lambda: server.stats().queued == 3)
+    assert client.query_axon(axon, query("wait"), SOON)["error"] == "server busy"
+    for one in (*stuck, *late):
+        assert one.join().answer["error"] == "handler timed out"
+    # Those keep their places until a thread has looked at them.
+    assert client.query_axon(axon, query("plain"), SOON)["error"] == "server busy"
+    assert gate.runs == 2
+    (wait,) = [h for h in server.stats().handlers if h.name == "wait"]
+    assert (wait.ok, wait.timed_out, wait.busy) == (0, 5, 1)
+    assert "most of them for 'wait': further ones are refused" in caplog.text
+    gate.open.set()
+    until(lambda: not gate.inside)
+    assert client.query_axon(axon, query("plain"), SOON)["success"]
+
+
+def test_no_more_handlers_run_at_once_than_allowed(pair):
+    """Where each thread that is done takes what waits."""
+    running, most = [], []
+
+    def count(data):
+        running.append(1)
+        most.append(len(running))
+        time.sleep(0.001)
+        running.pop()
+        return data
+
+    _, client, axon = pair(
+        lambda s: s.register_synapse_handler("count", count), handler_threads=3
+    )
+
+    def ask():
+        for _ in range(20):
+            assert client.query_axon(axon, query("count"), 20)["success"]
+
+    threads = [threading.Thread(target=ask) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(most) == 240
+    assert max(most) <= 3
 
 
 def test_a_handler_may_become_slow_all_of_a_sudden(pair):
