@@ -17,7 +17,7 @@ from lightning._core.io.loop import LoopThread
 from lightning._core.wire.exchange import read_answer
 from lightning.client import AsyncLightning
 from lightning.config import LightningClientConfig, LightningServerConfig
-from lightning.errors import ConfigError, LightningError, RequestTimeout
+from lightning.errors import ConfigError, LightningError
 from lightning.fanout import BlockingFanOut, orders
 from lightning.server import STOP_TIMEOUT, AsyncLightningServer
 from lightning.serving import ServingThreads
@@ -210,9 +210,9 @@ class Lightning:
             if len(frame) > LARGE or total_timeout_secs is not None:
                 # It is freed when it has arrived, as nobody here keeps it.
                 gathering = Gathering(connection)
-                gathering.start(connection, frame, None)
+                gathering.start(connection, frame, None, timeout)
                 del frame
-                call = _wait(gathering, connection, timeout, watch)
+                call = _wait(gathering, connection, watch)
             else:
                 call = connection.ask(frame, timeout)
             response = read_answer(call)
@@ -530,21 +530,13 @@ def _unsigned(name: str, value: Any) -> int:
     return number
 
 
-def _wait(
-    gathering: Gathering,
-    connection: Connection,
-    timeout: float | None,
-    watch: Watch | None,
-) -> Call:
+def _wait(gathering: Gathering, connection: Connection, watch: Watch | None) -> Call:
     """Wait for the only call."""
     left = None if watch is None else watch.left
-    times = [seconds for seconds in (timeout, left) if seconds is not None]
-    until = time.monotonic() + min(times) if times else None
+    until = None if left is None else time.monotonic() + left
     try:
         for call in gathering.wait(until):
             return call
-        if watch is not None and watch.left == 0:
-            raise watch.waiting(connection)
+        raise connection.lost() if watch is None else watch.waiting(connection)
     finally:
         gathering.cancel()
-    raise RequestTimeout("query timed out", timeout=timeout or 0)

@@ -381,8 +381,8 @@ class BlockingFanOut:
         self._outcomes = _Outcomes(wanted, client._locate)
         self._position = 0
         self._closed = False
+        self._timeout = timeout
         # When, and after how many seconds.
-        self._timeout = None if timeout is None else (now + timeout, timeout)
         self._deadline = None if deadline is None else (now + deadline, deadline)
         self._gathering: Gathering | None = None
         # The others go through the event loop: who must be reached first, and who is
@@ -415,7 +415,7 @@ class BlockingFanOut:
             if self._gathering is None:
                 self._gathering = self._bell.gathering = Gathering(connection)
             try:
-                if not self._gathering.start(connection, frame, index):
+                if not self._gathering.start(connection, frame, index, self._timeout):
                     self._far_at.append(index)
             except ConnectionError as error:
                 self._outcomes.add(index, error)
@@ -492,17 +492,16 @@ class BlockingFanOut:
     def _step(self) -> None:
         gathering = self._gathering
         is_near = gathering is not None and len(gathering) > 0
-        limits = [self._deadline, self._timeout if is_near else None]
-        until = min((limit[0] for limit in limits if limit is not None), default=None)
+        limit = self._deadline
+        until = None if limit is None else limit[0]
         if gathering is not None and is_near:
             for call in gathering.wait(until):
                 self._outcomes.add(call.future, call)
         else:
             self._bell.wait(until)
         self._take_far()
-        for limit in limits:
-            if limit is not None and time.monotonic() >= limit[0]:
-                self._give_up(limit[1], all_of_it=limit is self._deadline)
+        if limit is not None and time.monotonic() >= limit[0]:
+            self._give_up(limit[1])
 
     def _take_far(self) -> None:
         far = self._far
@@ -520,15 +519,14 @@ class BlockingFanOut:
             for index in set(self._far_at).intersection(self._outcomes.missing()):
                 self._outcomes.add(index, _cut_off())
 
-    def _give_up(self, seconds: float, *, all_of_it: bool) -> None:
-        far = () if all_of_it else self._far_at
-        for index in sorted(set(self._outcomes.missing()).difference(far)):
+    def _give_up(self, seconds: float) -> None:
+        for index in self._outcomes.missing():
             self._outcomes.add(
                 index, RequestTimeout("query timed out", timeout=seconds)
             )
         if self._gathering is not None:
             self._gathering.cancel()
-        if all_of_it and self._far is not None:
+        if self._far is not None:
             self._io.post(self._far.close)
 
 

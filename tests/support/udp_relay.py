@@ -22,6 +22,7 @@ class UdpRelay:
     Attributes:
         port: Where the client sends to.
         is_open: False drops everything.
+        rate: Bytes a second of what the client sends; the rest waits. None is any.
     """
 
     def __init__(self, server: tuple[str, int]) -> None:
@@ -30,6 +31,8 @@ class UdpRelay:
         self._sides: list[_Side] = []
         self.port = 0
         self.is_open = True
+        self.rate: float | None = None
+        self._free_at = 0.0
 
     async def _open(self, receive: object) -> _Side:
         _, side = await asyncio.get_running_loop().create_datagram_endpoint(
@@ -52,7 +55,17 @@ class UdpRelay:
 
     def _from_client(self, data: bytes, addr: tuple) -> None:
         self._client = addr
-        if self.is_open:
+        if not self.is_open:
+            return
+        if self.rate is None:
+            self._far.transport.sendto(data, self._server)
+            return
+        loop = asyncio.get_running_loop()
+        self._free_at = max(self._free_at, loop.time()) + len(data) / self.rate
+        loop.call_at(self._free_at, self._pass_on, data)
+
+    def _pass_on(self, data: bytes) -> None:
+        if self.is_open and not self._far.transport.is_closing():
             self._far.transport.sendto(data, self._server)
 
     def _from_server(self, side: _Side, data: bytes) -> None:

@@ -37,6 +37,7 @@ cdef enum Outcome:
     CALL_LOST = 8  # with its connection
     CALL_CANCELLED = 9
     CALL_TIMED_OUT = 10
+    CALL_NOT_SENT = 11  # within its write budget; the code is the bytes that were left
 
 
 cdef enum TallySizes:
@@ -105,9 +106,12 @@ cdef struct Call:
     bint refused  # the peer stopped the request, with `code`
     int outcome
     uint64_t code
+    int64_t timeout  # microseconds for the answer, once the request is sent; 0 is none
+    bint watched  # by the desk; otherwise whoever waits calls `desk_look`
     int64_t began  # in microseconds
+    int64_t opened  # when its stream was
     int64_t ended
-    int64_t until  # when it has taken too long; 0 is never
+    int64_t until  # when to look if it has taken too long; 0 is never
     Frame answer
 
 
@@ -144,8 +148,9 @@ cdef struct Desk:
     Call* ended_last
     Waiter* roused  # for `desk_take_roused`
     uint32_t calls  # under way, an atomic
-    # No call is due before; INT64_MAX if none ever is.
+    # No call is to be looked at before; INT64_MAX if none ever is.
     int64_t until
+    int64_t rests_until  # nor are all, for that takes long where they are many
     # Complete requests, oldest first, under a mutex of their own, that is held for a
     # few instructions: whoever has the GIL may take it.
     pthread_mutex_t mutex
@@ -170,9 +175,9 @@ cdef void desk_count_failed(Line* line) noexcept nogil
 # How many calls, and requests that are not complete.
 cdef uint32_t desk_count(const Line* line) noexcept nogil
 
-# Start a call: `line`, `request`, `request_size`, `owner`, `user`, `wakes`, `group` and
-# `until` are set, the rest is zero. OK, or a status of the connection's verbs: then
-# nothing was begun.
+# Start a call: `line`, `request`, `request_size`, `owner`, `user`, `wakes`, `group`,
+# `timeout` and `watched` are set, the rest is zero. OK, or a status of the connection's
+# verbs: then nothing was begun.
 cdef int desk_call(Call* call, int64_t now) noexcept nogil
 # End a call that nobody waits for any more; fine if it has ended.
 cdef void desk_cancel(Call* call, int64_t now) noexcept nogil
@@ -186,6 +191,11 @@ cdef Call* group_take(Group* g) noexcept nogil
 # Forget bits of a waiter's state; returns those that it had before. No mutex.
 cdef uint32_t waiter_clear(Waiter* w, uint32_t bits) noexcept nogil
 
+# Seconds that a request of so many bytes may take to be sent: the peer's rule.
+cdef int64_t desk_budget(size_t size) noexcept nogil
+# Say if a call has taken too long: CALL_WAITS, with `until` for the next look, or how
+# it is to end, with its `code`.
+cdef int desk_look(Call* call, int64_t now) noexcept nogil
 # See what happened on the streams.
 cdef void desk_sift(Desk* d, int64_t now) noexcept nogil
 # End the calls that have taken too long.

@@ -17,6 +17,7 @@ from lightning._core.quic.endpoint cimport (
     EndpointCore, endpoint_touch, pthread_mutex_destroy, pthread_mutex_init,
     pthread_mutex_lock, pthread_mutex_unlock
 )
+from lightning._core.quic.sendbuf cimport sendbuf_size
 from lightning._core.quic.streams cimport (
     STREAMS_LIMIT, streams_release, streams_resume, streams_send, streams_stop
 )
@@ -71,6 +72,9 @@ cdef enum:
     # A payload up to this size is allocated at once; a longer one as it comes, by
     # doubling, whatever the header says.
     ONE_SHOT_SIZE = 65536
+    SECOND = 1000000  # in microseconds
+    LOOK_MIN = 5000  # between two looks at a call, in microseconds
+    LOOKS = 4  # calls looked at in a microsecond, in the long run
 
 
 cdef void waiter_wake(Waiter* w, uint32_t bits) noexcept nogil:
@@ -262,16 +266,30 @@ cdef int desk_call(Call* call, int64_t now) noexcept nogil:
     status = STREAMS_LIMIT if line.held_first is not NULL else begin(call, now)
     if status == STREAMS_LIMIT:
         hold_last(call)
+        if call.timeout:
+            # Even before it has a stream: whoever asks does not wait for ever.
+            watch(call, now + call.timeout)
         status = OK
     if status != OK:
         call.line = NULL
     else:
         count_begun(line)
         store32(&line.desk.calls, line.desk.calls + 1)
-        if call.until:
-            line.desk.until = min(line.desk.until, call.until)
     endpoint_touch(line.desk.core, line.c, now)
     return status
+
+
+cdef int64_t desk_budget(size_t size) noexcept nogil:
+    # Sizes are of frames: far from an overflow.
+    return min(5 + <int64_t> ((size + 1048575) >> 20), <int64_t> 60)
+
+
+cdef inline void watch(Call* call, int64_t until) noexcept nogil:
+    """Have a call looked at."""
+    cdef Desk* d = call.line.desk
+    call.until = until
+    if call.watched:
+        d.until = min(d.until, max(until, d.rests_until))
 
 
 cdef int begin(Call* call, int64_t now) noexcept nogil:
@@ -296,6 +314,8 @@ cdef int begin(Call* call, int64_t now) noexcept nogil:
     call.stream = connection_stream(line.c, stream_id)
     call.stream.user = call
     call.stream.sink = take_answer
+    call.opened = now
+    watch(call, now + first_look(call))
     call.before = NULL
     call.after = line.calls
     if line.calls is not NULL:
@@ -473,11 +493,51 @@ cdef void desk_cancel(Call* call, int64_t now) noexcept nogil:
     endpoint_touch(line.desk.core, c, now)
 
 
+cdef inline int64_t first_look(const Call* call) noexcept nogil:
+    """Return how long after its stream was opened a call is looked at first."""
+    cdef int64_t budget = desk_budget(call.request_size) * SECOND
+    return min(call.timeout, budget) if call.timeout else budget
+
+
+cdef int desk_look(Call* call, int64_t now) noexcept nogil:
+    cdef int64_t due
+    cdef Stream* s = call.stream
+    if s is NULL:
+        # It has ended, or waits for a stream.
+        if call.line is NULL or not call.timeout:
+            call.until = 0
+            return CALL_WAITS
+        due = call.began + call.timeout
+    elif s.sent_at or call.refused:
+        if not call.timeout:
+            call.until = 0
+            return CALL_WAITS
+        # Of a request that the peer refused half-way the rest is never sent.
+        if not s.sent_at:
+            s.sent_at = now
+        due = s.sent_at + call.timeout
+    else:
+        due = call.opened + desk_budget(call.request_size) * SECOND
+        if due <= now:
+            call.code = sendbuf_size(&s.send)
+            return CALL_NOT_SENT
+        # If it is sent at once, its answer is not late before.
+        if call.timeout:
+            due = min(due, now + max(call.timeout, <int64_t> LOOK_MIN))
+    if due <= now:
+        call.code = 0
+        return CALL_TIMED_OUT
+    call.until = due
+    return CALL_WAITS
+
+
 cdef void desk_time_out(Desk* d, int64_t now) noexcept nogil:
     cdef Line* line = d.lines
+    cdef uint32_t calls = d.calls
     if d.until > now:
         return
     d.until = INT64_MAX
+    d.rests_until = now + calls // LOOKS
     while line is not NULL:
         if line.calls is not NULL or line.held_first is not NULL:
             time_out(d, line.calls, now)
@@ -488,16 +548,21 @@ cdef void desk_time_out(Desk* d, int64_t now) noexcept nogil:
 
 cdef void time_out(Desk* d, Call* call, int64_t now) noexcept nogil:
     cdef Call* after
+    cdef int outcome
     while call is not NULL:
         after = call.after
-        if call.until and call.until <= now:
-            if call.stream is not NULL:
-                connection_reset(call.line.c, call.stream.id, 0)
-                detach(call)
-            unlist(call)
-            settle(call, CALL_TIMED_OUT, 0)
-        elif call.until:
-            d.until = min(d.until, call.until)
+        if call.watched and call.until:
+            outcome = CALL_WAITS
+            if call.until <= now:
+                outcome = desk_look(call, now)
+            if outcome != CALL_WAITS:
+                if call.stream is not NULL:
+                    connection_reset(call.line.c, call.stream.id, 0)
+                    detach(call)
+                unlist(call)
+                settle(call, outcome, call.code)
+            elif call.until:
+                d.until = min(d.until, max(call.until, d.rests_until))
         call = after
 
 

@@ -61,13 +61,14 @@ cdef class Gathering:
     def __len__(self):
         return len(self.calls)
 
-    def start(self, Link link not None, bytes frame not None, tag):
+    def start(self, Link link not None, bytes frame not None, tag, timeout=None):
         """Begin a call; `flush` or `wait` sends.
 
         Args:
             link: The connection.
             frame: The whole frame, header included.
             tag: The call's ``future``, for the caller to know it by.
+            timeout: As for `Link.call`.
 
         Returns:
             False if the connection is another driver's; nothing was begun.
@@ -84,6 +85,8 @@ cdef class Gathering:
             call.frame = frame
             call.future = tag
             call.record.group = &self.group
+            call.record.watched = True
+            call.set_timeout(timeout)
             self.calls.add(call)
             Py_INCREF(call)
             try:

@@ -46,7 +46,11 @@ cdef class Call:
     cdef bytes frame
     cdef readonly object future
     cdef double timeout
+    cdef int64_t look_at  # in microseconds, for whoever waits; INT64_MAX is never
 
+    cdef int set_timeout(self, object seconds) except -1
+    cdef int look(self) except -1
+    cdef object late(self, int outcome, uint64_t left)
     cdef int wait(self, int64_t until, bint flushes) noexcept
     cdef int stop(self) except -1
     cdef int check(self) except -1

@@ -13,10 +13,10 @@ from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 
 from lightning._core.io.desk cimport (
     CALL_ANSWERED, CALL_BAD_TYPE, CALL_CANCELLED, CALL_ENDED_EARLY, CALL_NO_MEMORY,
-    CALL_REFUSED, CALL_RESET, CALL_TIMED_OUT, CALL_TOO_LARGE, WAITER_ROUSED, Waiter,
-    Tally, desk_call, desk_cancel, desk_close, desk_count, desk_count_failed,
-    desk_next_ended, desk_open, desk_respond, desk_sift, desk_take_roused, frame_free,
-    load32, waiter_sleep
+    CALL_NOT_SENT, CALL_REFUSED, CALL_RESET, CALL_TIMED_OUT, CALL_TOO_LARGE, CALL_WAITS,
+    WAITER_ROUSED, Tally, Waiter, desk_budget, desk_call, desk_cancel, desk_close,
+    desk_count, desk_count_failed, desk_look, desk_next_ended, desk_open, desk_respond,
+    desk_sift, desk_take_roused, frame_free, load32, waiter_sleep
 )
 from lightning._core.io.pump cimport (
     WAIT_TIMEOUT, pump_clock, pump_flush, pump_rouse, pump_wait
@@ -31,7 +31,7 @@ from lightning._core.quic.connstate cimport Conn, conn_is_alive
 from lightning._core.quic.endpoint cimport (
     endpoint_lock, endpoint_touch, endpoint_trylock, endpoint_unlock
 )
-from lightning._core.quic.sendbuf cimport SEND_COPY_MAX
+from lightning._core.quic.sendbuf cimport SEND_COPY_MAX, sendbuf_size
 from lightning._core.quic.streams cimport STREAMS_FULL, STREAMS_LIMIT
 from lightning._core.quic.streamsend cimport send_has_room
 from lightning._core.quic.streamtable cimport LIST_WAITING, Stream, list_push
@@ -57,6 +57,8 @@ cdef enum:
     # signal without being one, such as `_thread.interrupt_main`.
     LOOK = 100_000
     ENDED = 64  # calls taken from the desk at a time
+
+cdef double LONGEST = 1e9  # seconds of a timeout: for ever
 
 OWN_THREAD = (
     "a blocking call from the I/O thread would wait for itself: make it from another "
@@ -234,6 +236,18 @@ cdef class Link:
         self.look(&tally)
         return tally.failed + self.exchanges.failed
 
+    def unsent(self, uint64_t stream_id):
+        """Return the bytes of a stream not acknowledged; 0 once all have been sent."""
+        cdef Stream* s
+        cdef uint64_t left = 0
+        with nogil:
+            endpoint_lock(&self.driver.endpoint.core)
+            s = connection_stream(self.engine.c, stream_id)
+            if s is not NULL and not s.sent_at:
+                left = sendbuf_size(&s.send)
+            endpoint_unlock(&self.driver.endpoint.core)
+        return left
+
     @property
     def latencies(self):
         """How many calls were answered in less than 1, 2, 4 ... microseconds.
@@ -260,7 +274,9 @@ cdef class Link:
             frame: The whole frame, header included.
             future: Has the `Call` as its result when it has ended, well or not; it
                 needs ``done()`` and ``set_result()``.
-            timeout: Seconds; None lets it take as long as the connection lives.
+            timeout: Seconds for the answer, from when the request is sent; until then
+                it has its write budget, of 5 seconds and one for each MiB, 60 at most.
+                None lets the answer take as long as the connection lives.
 
         Returns:
             The call. Whoever does not wait for its end owes it `Call.cancel`.
@@ -271,9 +287,8 @@ cdef class Link:
         cdef Call call = Call.__new__(Call)
         call.frame = frame
         call.future = future
-        if timeout is not None:
-            call.timeout = timeout
-            call.record.until = pump_clock() + <int64_t> (call.timeout * 1e6) + 1
+        call.record.watched = True
+        call.set_timeout(timeout)
         self.start(call, False)
         self.driver.mark()
         return call
@@ -283,25 +298,23 @@ cdef class Link:
 
         Args:
             frame: The whole frame, header included.
-            timeout: Seconds; None waits as long as the connection lives.
+            timeout: As for `call`.
 
         Raises:
             ConnectionClosed: The connection is gone; nothing was sent.
-            RequestTimeout: No answer in time.
+            RequestTimeout: No answer in time, or the request was not sent in time.
         """
         cdef Call call = Call.__new__(Call)
         cdef DriverBase driver = self.driver
-        cdef int64_t until = INT64_MAX
         cdef int result
-        if timeout is not None:
-            until = pump_clock() + <int64_t> (timeout * 1e6)
+        call.set_timeout(timeout)
         call.frame = frame
         if PyThread_get_thread_ident() == driver.owner:
             raise RuntimeError(OWN_THREAD)
         driver.enter()
         try:
             self.start(call, True)
-            result = call.wait(until, True)
+            result = call.wait(call.look_at, True)
         finally:
             driver.leave()
         try:
@@ -310,10 +323,10 @@ cdef class Link:
                 PyErr_CheckSignals()
                 if not driver.is_open:
                     break
-                if result == WAIT_TIMEOUT and pump_clock() >= until:
-                    raise RequestTimeout("query timed out", timeout=timeout)
+                if result == WAIT_TIMEOUT:
+                    call.look()
                 driver.enter()
-                result = call.wait(until, False)
+                result = call.wait(call.look_at, False)
                 driver.leave()
         finally:
             call.stop()
@@ -349,6 +362,7 @@ cdef class Link:
             endpoint_lock(&driver.endpoint.core)
             r.line = self.line
             status = CONNECTION_CLOSED if r.line is NULL else desk_call(r, pump_clock())
+            call.look_at = r.until if r.until else INT64_MAX
             endpoint_unlock(&driver.endpoint.core)
         if status == OK:
             if r.request_size > SEND_COPY_MAX:
@@ -572,6 +586,44 @@ cdef class Call:
             )
         return result
 
+    cdef int set_timeout(self, object seconds) except -1:
+        if seconds is not None:
+            self.timeout = seconds
+            self.record.timeout = <int64_t> (min(self.timeout, LONGEST) * 1e6) + 1
+        return 0
+
+    cdef int look(self) except -1:
+        """See if it has taken too long, and when to look again.
+
+        Raises:
+            RequestTimeout: It has; `stop` is to follow.
+        """
+        cdef DriverBase driver = self.link.driver
+        cdef CallRecord* r = &self.record
+        cdef int outcome
+        cdef uint64_t left
+        with nogil:
+            endpoint_lock(&driver.endpoint.core)
+            outcome = desk_look(r, pump_clock())
+            left = r.code
+            self.look_at = r.until if r.until else INT64_MAX
+            endpoint_unlock(&driver.endpoint.core)
+        if outcome != CALL_WAITS:
+            raise self.late(outcome, left)
+        return 0
+
+    cdef object late(self, int outcome, uint64_t left):
+        """Make the exception for what took too long."""
+        cdef int64_t budget
+        if outcome == CALL_TIMED_OUT:
+            return RequestTimeout("query timed out", timeout=self.timeout)
+        budget = desk_budget(self.record.request_size)
+        return RequestTimeout(
+            f"request transfer timed out after {budget} s ({left} bytes unacknowledged "
+            "by peer)",
+            timeout=budget,
+        )
+
     cdef int stop(self) except -1:
         """Leave the desk. After this the record is this object's alone."""
         cdef DriverBase driver = self.link.driver
@@ -610,8 +662,8 @@ cdef class Call:
             raise UnknownMessageType(r.answer.header[0])
         if r.outcome == CALL_TOO_LARGE:
             raise FrameTooLarge(r.answer.length, self.link.limit)
-        if r.outcome == CALL_TIMED_OUT:
-            raise RequestTimeout("query timed out", timeout=self.timeout)
+        if r.outcome == CALL_TIMED_OUT or r.outcome == CALL_NOT_SENT:
+            raise self.late(r.outcome, r.code)
         if r.outcome == CALL_NO_MEMORY:
             raise MemoryError
         raise self.link.lost()
@@ -636,7 +688,8 @@ cdef class Call:
 
         Raises:
             TransportError: There is none: `StreamReset`, `StreamClosedEarly`,
-                `UnknownMessageType`, `FrameTooLarge` or `ConnectionClosed`.
+                `UnknownMessageType`, `FrameTooLarge`, `RequestTimeout` or
+                `ConnectionClosed`.
         """
         self.check()
         return self.record.answer.header[0], PyBytes_FromStringAndSize(

@@ -340,12 +340,19 @@ cdef int64_t pump_deadline(Pump* p) noexcept nogil:
 
 cdef void step(Pump* p, bint leads) noexcept nogil:
     cdef int64_t now = pump_clock()
+    cdef Waiter* roused
     receive(p, now, leads)
     endpoint_lock(p.core)
     if endpoint_next_deadline(p.core) <= now:
         endpoint_timeout(p.core, now)
     desk_time_out(p.desk, now)
+    roused = desk_take_roused(p.desk)
     endpoint_unlock(p.core)
+    if roused is not NULL:
+        if leads:
+            desk_rouse(roused)
+        else:
+            pump_rouse(p, roused)
     transmit(p, now)
 
 

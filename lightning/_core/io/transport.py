@@ -22,7 +22,11 @@ from lightning._core.io.driver import Driver
 from lightning._core.io.links import Link, ServerExchange
 from lightning._core.quic.config import EngineConfig, Identity
 from lightning._core.quic.engine import Endpoint as Engine
-from lightning.errors import ConnectionClosed, LightningConnectionError
+from lightning.errors import (
+    ConnectionClosed,
+    LightningConnectionError,
+    RequestTimeout,
+)
 from lightning.logs import Throttled
 from lightning.types import PeerAddr
 
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 
     from lightning._core.quic.engine import Connection as EngineConnection
     from lightning._core.quic.events import ConnectionEnd
+    from lightning._core.wire.exchange import ClientExchange
 
 __all__ = [
     "ClientEndpoint",
@@ -159,6 +164,13 @@ class Connection(Link):
         self._established: asyncio.Future[None] = endpoint.loop.create_future()
         self._drains: dict[int, list[asyncio.Future[None]]] = {}
         self._last: Numbers | None = None
+        # Of streamed requests: until when each is to be sent, and its size.
+        self._sending: list[tuple[float, ClientExchange, int]] = []
+        self._prune_at = 16
+        self._sending_timer: asyncio.TimerHandle | None = None
+        self._sending_at = 0.0
+        if on_request is None:
+            self.exchanges.on_sending = self._on_sending
         self.on_established: Callable[[Connection], object] | None = None
         self.begun: Any = None
         self.dialled: tuple[Any, ...] = ()
@@ -273,9 +285,56 @@ class Connection(Link):
             if not waiter.done():
                 waiter.set_result(None)
 
+    def _on_sending(self, exchange: ClientExchange, size: int) -> None:
+        """Have a streamed request given up if it is not sent in its budget."""
+        if len(self._sending) >= self._prune_at:
+            self._sending = [each for each in self._sending if not each[1].ended]
+            self._prune_at = 2 * len(self._sending) + 16
+        due = self.loop.time() + write_budget(size)
+        self._sending.append((due, exchange, size))
+        self._check_at(due)
+
+    def _check_at(self, due: float) -> None:
+        if self._sending_timer is not None:
+            if self._sending_at <= due:
+                return
+            self._sending_timer.cancel()
+        self._sending_at = due
+        self._sending_timer = self.loop.call_at(due, self._check_sending)
+
+    def _check_sending(self) -> None:
+        self._sending_timer = None
+        now = self.loop.time()
+        sending, self._sending = self._sending, []
+        late = []
+        for each in sending:
+            due, exchange, size = each
+            if exchange.ended:
+                continue
+            left = self.unsent(exchange.stream_id)
+            if left and due <= now:
+                late.append((exchange, size, left))
+            elif left:
+                self._sending.append(each)
+        if self._sending:
+            # A second late at most, for all are looked at each time.
+            self._check_at(max(min(each[0] for each in self._sending), now + 1))
+        for exchange, size, left in late:
+            budget = write_budget(size)
+            exchange.give_up(
+                RequestTimeout(
+                    f"request transfer timed out after {budget} s ({left} bytes "
+                    "unacknowledged by peer)",
+                    timeout=budget,
+                )
+            )
+
     def _lose(self, cause: ConnectionClosed) -> None:
         if self.closed is not None:
             return
+        if self._sending_timer is not None:
+            self._sending_timer.cancel()
+            self._sending_timer = None
 
         def make_error() -> ConnectionClosed:
             return ConnectionClosed(
@@ -294,9 +353,15 @@ class Connection(Link):
             self.on_room(stream_id)
         self.exchanges.connection_lost(make_error)
         self.hang_up()
+        self._sending.clear()
         self._last = self._look()
         if self.on_closed is not None:
             self.on_closed(self)
+
+
+def write_budget(size: int) -> int:
+    """Return the seconds that a request of so many bytes has to be sent; the peer's."""
+    return min(5 + -(-size // 1048576), 60)
 
 
 _REASONS = {

@@ -18,6 +18,8 @@ cdef class Exchanges:
         object lost
         # Largest payload that a reader accepts, in bytes; new streams use it.
         public Py_ssize_t max_payload
+        # Called with each exchange whose request is being sent, and its size; or None.
+        public object on_sending
         readonly unsigned long long begun
         # Ended without an answer; those that were cancelled are not counted.
         readonly unsigned long long failed
@@ -58,3 +60,4 @@ cdef class ClientExchange:
     cdef int settle(self) except -1
     cpdef int complete(self) except -1
     cpdef int cancel(self) except -1
+    cpdef int give_up(self, object error) except -1

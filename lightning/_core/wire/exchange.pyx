@@ -116,6 +116,8 @@ cdef class Exchanges:
             exchange.request = None
             exchange.local_ended = True
             self.link.send(stream_id, request, True)
+            if self.on_sending is not None:
+                self.on_sending(exchange, len(request))
         return 0
 
     cpdef int stream_data(self, long long stream_id, object data, bint fin) except -1:
@@ -260,6 +262,22 @@ cdef class ClientExchange:
                 self.owner.link.reset(self.stream_id, 0)
         self.settle()
         return 0
+
+    cpdef int give_up(self, object error) except -1:
+        """Fail with an error, unless it has ended; its callback is told."""
+        on_error = self.on_error
+        if self.received:
+            return 0
+        self.owner.failed += 1
+        self.cancel()
+        if on_error is not None:
+            on_error(self, error)
+        return 0
+
+    @property
+    def ended(self):
+        """Whether nothing more is expected of the answer."""
+        return self.received
 
     def pause(self):
         """Let the peer's window close while the answer is not being read."""
