@@ -25,6 +25,7 @@ from lightning import (
     typed_async_handler,
     typed_handler,
 )
+from lightning._core.io.transport import write_budget
 from lightning.admission import LoginRateLimiter, NonceCache, ValidatorTable
 from lightning.handshake import (
     ClientLogin,
@@ -215,6 +216,13 @@ def test_an_answer_to_another_nonce_is_refused():
     login = dataclasses.replace(LOGIN, nonce="f" * 32)
     with pytest.raises(errors.HandshakeError, match="signature verification failed"):
         login.check(response_of())
+
+
+def test_a_transfer_has_time_by_its_size():
+    mib = 1 << 20
+    assert [write_budget(size) for size in (0, mib, 10 * mib)] == [5, 6, 15]
+    assert write_budget(5 * mib) >= 10, "more than an answer usually has"
+    assert {write_budget(size) for size in (55 * mib, 64 * mib, 2**32 - 1)} == {60}
 
 
 # Settings.

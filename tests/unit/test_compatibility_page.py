@@ -86,7 +86,6 @@ def test_what_is_to_come():
         if row[1] == "to come"
     )
     expected = {
-        "Rust unit tests: client": 3,
         "Rust unit tests: metagraph": 15,
         "Rust chain tests": 5,
     }
