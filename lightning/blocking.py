@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from lightning._core.io.links import Call
     from lightning._core.io.transport import Connection
     from lightning.priority import Priority
-    from lightning.reports import ConnectReport, ServerStats
+    from lightning.reports import ConnectionStats, ConnectReport, ServerStats
     from lightning.types import (
         ClientConnectionStats,
         PeerAddr,
@@ -287,6 +287,10 @@ class Lightning:
     def get_connection_stats(self) -> ClientConnectionStats:
         """Do as `AsyncLightning.get_connection_stats`."""
         return self._io.call(self._client.get_connection_stats)
+
+    def connections(self) -> tuple[ConnectionStats, ...]:
+        """Do as `AsyncLightning.connections`."""
+        return self._client.connections()
 
     def close_all_connections(self) -> None:
         """Do as `AsyncLightning.close_all_connections`."""

@@ -22,6 +22,7 @@ log = Throttled(logging.getLogger("lightning.client"))
 
 # No secret depends on it.
 _chance = random.random
+_sleep = asyncio.sleep
 
 
 class Redialling:
@@ -93,18 +94,17 @@ class Redialling:
             wait = background_wait(left, _chance(), sessions.config)
             if wait is None:
                 return
-            await asyncio.sleep(wait)
+            await _sleep(wait)
             session = sessions._sessions.get(address)
             if session is not None and session.connection.is_alive and session.hotkeys:
                 return
             attempts += 1
             try:
                 await sessions._reach_once(address, hotkey)
-            except LightningConnectionError as error:
-                if error.no_room:
-                    return  # Others are in its place.
-                log.debug("no way back to %s yet: %s", address, error)
             except LightningError as error:
-                log.debug("no way back to %s yet: %s", address, error)
+                sessions._registry.note(address, error.detail)
+                if isinstance(error, LightningConnectionError) and error.no_room:
+                    return  # Others are in its place.
+                log.debug("no way back to %s yet: %s", address, error.detail)
             else:
                 return

@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lightning.errors import LightningConnectionError
+from lightning.types import PeerAddr
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Hashable, Mapping
+    from collections.abc import Collection, Mapping
 
     from lightning.config import LightningClientConfig
-    from lightning.types import PeerAddr
+
+# What an attempt is for: a dial, or a login.
+Target = PeerAddr | tuple[PeerAddr, str]
 
 # Targets whose back-off is remembered, if callers ask for ever new ones.
 MAX_TARGETS = 10_000
@@ -37,9 +40,7 @@ class Backoff:
     retry_at: float = 0
     """When the next attempt is allowed; infinity for never."""
 
-    def check(
-        self, target: Hashable, now: float, config: LightningClientConfig
-    ) -> None:
+    def check(self, target: object, now: float, config: LightningClientConfig) -> None:
         """Refuse an attempt that comes too early.
 
         Raises:
@@ -117,7 +118,7 @@ class Registry:
     def __init__(self) -> None:
         self._address: dict[str, PeerAddr] = {}
         self._hotkeys: dict[PeerAddr, set[str]] = {}
-        self._backoff: dict[Hashable, Backoff] = {}
+        self._backoff: dict[Target, Backoff] = {}
         # Of addresses where another process logs in with our hotkey.
         self._contended: dict[PeerAddr, Backoff] = {}
         self._errors: dict[PeerAddr, str] = {}
@@ -132,8 +133,8 @@ class Registry:
 
     @property
     def addresses(self) -> Collection[PeerAddr]:
-        """All addresses with a registered hotkey."""
-        return self._hotkeys.keys()
+        """All addresses with a registered hotkey; any thread may ask."""
+        return list(self._hotkeys)
 
     def address_of(self, hotkey: str) -> PeerAddr | None:
         """Return where a hotkey is registered."""
@@ -184,16 +185,16 @@ class Registry:
         self._contended.clear()
         self._errors.clear()
 
-    def backoff(self, target: Hashable) -> Backoff:
+    def backoff(self, target: Target) -> Backoff:
         """Return the back-off of an address, or of a hotkey at one."""
         return self._backoff.setdefault(target, Backoff())
 
-    def succeeded(self, target: Hashable) -> None:
+    def succeeded(self, target: Target) -> None:
         """Forget the failures of a target."""
         self._backoff.pop(target, None)
 
-    def backed_off(self, now: float) -> list[Hashable]:
-        """Return the targets that may not be tried again yet."""
+    def backed_off(self, now: float) -> list[Target]:
+        """Return the targets that may not be tried again yet; any thread may ask."""
         return [
             t for t, backoff in list(self._backoff.items()) if backoff.retry_at > now
         ]
@@ -280,7 +281,6 @@ class Registry:
         self._backoff = {
             target: backoff
             for target, backoff in self._backoff.items()
-            if target not in targets
-            and not (isinstance(target, tuple) and target[0] in targets)
+            if (target if isinstance(target, PeerAddr) else target[0]) not in targets
         }
         return changes

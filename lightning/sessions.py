@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from lightning import dialling
 from lightning._core.io.base import FORKED
-from lightning._core.io.transport import ClientEndpoint, Connection, TransportConfig
+from lightning._core.io.transport import (
+    ClientEndpoint,
+    Connection,
+    Numbers,
+    TransportConfig,
+)
 from lightning._core.wire.exchange import read_login_answer
 from lightning.config import LightningClientConfig
 from lightning.errors import (
@@ -28,8 +33,8 @@ from lightning.errors import (
 from lightning.handshake import ClientLogin, certificate_fingerprint
 from lightning.logs import BURST_OF_PEERS, INTERVAL_OF_PEERS, Throttled
 from lightning.redialling import Redialling
-from lightning.registry import Registry
-from lightning.reports import ConnectReport, MinerReport, Reached
+from lightning.registry import Registry, Target
+from lightning.reports import ConnectionStats, ConnectReport, MinerReport, Reached
 from lightning.signer import Signer, Sr25519Signer, as_signer, sign
 from lightning.types import PeerAddr, QuicAxonInfo
 
@@ -37,9 +42,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
     from lightning._core.io.links import Call
-
-# What an attempt is for: a dial, or a login.
-Target = PeerAddr | tuple[PeerAddr, str]
 
 # Miners that the log names one by one, of those that could not be reached.
 NAMED = 5
@@ -94,6 +96,9 @@ class Sessions:
             idle_timeout=self.config.idle_timeout,
             keep_alive_interval=self.config.keep_alive_interval,
             max_frame_payload=self.config.max_frame_payload_bytes,
+            unresponsive_timeout=self.config.unresponsive_timeout,
+            qlog_dir=self.config.qlog_dir,
+            keylog_file=self.config.keylog_file,
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = 0
@@ -108,6 +113,54 @@ class Sessions:
         # Logins that are under way, or wait for a dial.
         self._logins_at: Counter[PeerAddr] = Counter()
         self._redialling = Redialling(self)
+
+    def connections(self) -> tuple[ConnectionStats, ...]:
+        """Return how each connection is doing; any thread may ask.
+
+        Returns:
+            One for each address that is connected, has a registered miner, is being
+            dialled, or may not be dialled yet after a failure.
+        """
+        if self._is_inherited():
+            return ()  # They are the parent's.
+        # Copies, which the event loop does not change meanwhile.
+        sessions = self._sessions.copy()
+        dialled = _by_address(list(self._attempts))
+        failed = _by_address(self._registry.backed_off(time.monotonic()))
+        addresses = [*sessions, *self._registry.addresses, *dialled, *failed]
+        stats = []
+        for address in dict.fromkeys(addresses):
+            session = sessions.get(address)
+            hotkeys = set(self._registry.hotkeys_at(address))
+            hotkeys.update(dialled.get(address, ()), failed.get(address, ()))
+            numbers = Numbers() if session is None else session.connection.numbers()
+            if session is not None and session.connection.is_alive:
+                state, hotkeys = "active", set(session.hotkeys)
+            elif address in dialled:
+                state = "connecting"
+            else:
+                state = "missing" if session is None else "closed"
+            stats.append(
+                ConnectionStats(
+                    address=address,
+                    hotkeys=tuple(sorted(hotkeys)),
+                    state=state,
+                    age=numbers.age,
+                    idle=numbers.idle,
+                    rtt=numbers.rtt,
+                    min_rtt=numbers.min_rtt,
+                    congestion_window=numbers.congestion_window,
+                    bytes_sent=numbers.bytes_sent,
+                    bytes_received=numbers.bytes_received,
+                    packets_sent=numbers.packets_sent,
+                    packets_lost=numbers.packets_lost,
+                    requests=numbers.requests,
+                    in_flight=numbers.in_flight,
+                    failures=numbers.failures,
+                    last_error=self._registry.last_error(address),
+                )
+            )
+        return tuple(stats)
 
     # What the faces use.
 
@@ -519,6 +572,17 @@ def _send(connection: Connection, frame: bytes) -> tuple[Call, asyncio.Future[Ca
     """Send a frame; return the call and what is done when it has ended."""
     answer: asyncio.Future[Call] = connection.loop.create_future()
     return connection.call(frame, answer), answer
+
+
+def _by_address(targets: Iterable[Target]) -> dict[PeerAddr, set[str]]:
+    """Return the hotkeys of logins by their address; none for a dial alone."""
+    found: dict[PeerAddr, set[str]] = {}
+    for target in targets:
+        if isinstance(target, PeerAddr):
+            found.setdefault(target, set())
+        else:
+            found.setdefault(target[0], set()).add(target[1])
+    return found
 
 
 def _name(target: Target) -> str:

@@ -7,7 +7,12 @@ import time
 
 import pytest
 
-from lightning import PeerAddr, QuicAxonInfo
+from lightning import (
+    AsyncLightning,
+    LightningClientConfig,
+    PeerAddr,
+    QuicAxonInfo,
+)
 from lightning import sessions as sessions_module
 from lightning.errors import (
     ConnectionClosed,
@@ -21,9 +26,10 @@ from lightning.errors import (
 )
 from lightning.reports import Reached
 from lightning.sessions import NAMED
-from tests.support.identities import MINER_HOTKEY, signer
+from tests.support.identities import MINER_HOTKEY, VALIDATOR_HOTKEY, signer
 from tests.support.inspection import connections
 from tests.support.raw_peer import raw_server
+from tests.support.udp_relay import udp_relay
 from tests.support.waiting import until, until_async
 
 ECHO = {"synapse_type": "echo", "data": {"n": 1}}
@@ -387,3 +393,107 @@ async def test_a_login_that_breaks_off_says_where(make_client):
         check(early.value, at(raw.port))
         report = await client.initialize_connections([raw.axon])
         assert report[MINER_HOTKEY].outcome is Reached.REFUSED
+
+
+# How connections are doing.
+
+
+async def test_statistics_of_each_state(
+    start_server, make_client, axon_of, silent_port, dead_port, prepare
+):
+    """Connected, lost, being dialled, and backed off."""
+    server, gone = await start_server(prepare), await start_server(signer=signer(1))
+    client = make_client(connect_timeout=5)
+    axon, lost = axon_of(server), axon_of(gone)
+    assert client.connections() == ()
+    await client.initialize_connections([axon, lost])
+    assert (await client.query_axon(axon, ECHO)).success
+    with pytest.raises(RequestTimeout):
+        await client.query_axon(axon, {"synapse_type": "never"}, 0.01)
+    waiting = asyncio.create_task(client.query_axon(axon, {"synapse_type": "never"}))
+    await gone.stop()
+    await until_async(lambda: len(list(connections(client))) == 1)
+    with pytest.raises(LightningConnectionError):
+        await client.query_axon(at(dead_port, OTHERS[0]), ECHO)
+    dial = asyncio.create_task(client.query_axon(at(silent_port, OTHERS[1]), ECHO))
+    await until_async(lambda: client._dialling)
+    found = {stats.address.port: stats for stats in client.connections()}
+    assert {port: (stats.state, stats.hotkeys) for port, stats in found.items()} == {
+        axon.port: ("active", (MINER_HOTKEY,)),
+        lost.port: ("closed", (gone.miner_hotkey,)),
+        dead_port: ("missing", ()),
+        silent_port: ("connecting", (OTHERS[1],)),
+    }
+    stats = found[axon.port]
+    assert 0 <= stats.idle <= stats.age < 60
+    assert 0 < stats.min_rtt <= stats.rtt < 10
+    assert stats.congestion_window > 10_000
+    assert min(stats.bytes_sent, stats.bytes_received) > 1000
+    assert stats.packets_sent >= 4
+    assert stats.packets_lost == 0
+    assert (stats.requests, stats.in_flight, stats.failures) == (4, 1, 1)
+    assert stats.last_error == "query timed out"
+    assert "server_shutdown" in found[lost.port].last_error
+    assert found[lost.port].requests == 1, "as it was when it ended"
+    assert "nobody listens there" in found[dead_port].last_error
+    assert found[silent_port].last_error == ""
+    for task in (waiting, dial):
+        task.cancel()
+    await client.close_all_connections()
+    assert client.connections() == ()
+
+
+def test_any_thread_may_ask_for_statistics(
+    start_blocking_server, make_blocking_client, axon_of
+):
+    """While others connect, ask and close."""
+    servers = [start_blocking_server(signer=signer(n)) for n in range(3)]
+    axons = [axon_of(server) for server in servers]
+    client = make_blocking_client()
+    over, seen = threading.Event(), set()
+
+    def look() -> None:
+        while not over.is_set():
+            stats = client.connections()
+            seen.add(len(stats))
+            assert len({each.address for each in stats}) == len(stats)
+
+    threads = [threading.Thread(target=look) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(10):
+        client.initialize_connections(axons)
+        for axon in axons:
+            assert client.query_axon(axon, ECHO)["success"]
+        assert sorted(s.address for s in client.connections()) == sorted(
+            axon.address for axon in axons
+        )
+        client.close_all_connections()
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert client.connections() == ()
+
+
+def test_the_transport_gets_its_settings():
+    config = LightningClientConfig(
+        unresponsive_timeout=7, qlog_dir="traces", keylog_file="keys"
+    )
+    transport = AsyncLightning(VALIDATOR_HOTKEY, config=config)._transport
+    assert transport.unresponsive_timeout == 7
+    assert transport.qlog_dir == "traces"
+    assert transport.keylog_file == "keys"
+
+
+async def test_a_killed_miner_is_noticed_by_its_silence(start_server, make_client):
+    """The path swallows everything: what asks fails long before the idle timeout."""
+    server = await start_server()
+    async with udp_relay(*server.local_addr()) as relay:
+        client = make_client(unresponsive_timeout=0.3)
+        axon = at(relay.port)
+        await client.initialize_connections([axon])
+        relay.is_open = False
+        with pytest.raises(ConnectionClosed) as caught:
+            await client.query_axon(axon, ECHO)
+    assert caught.value.timed_out
+    assert client.connections()[0].state == "closed"
