@@ -336,6 +336,8 @@ class Answers:
                 if waiting:
                     continue
                 self._woken = began = False
+                # An idle task must not keep the last request alive, nor its body.
+                exchange = handler = data = context = result = None  # type: ignore[assignment]  # Set again before they are used.
                 idle = asyncio.get_running_loop().create_future()
                 self._idle.append(idle)
                 await idle

@@ -1,0 +1,303 @@
+"""A miner that many come to, leave, flood and kill, and a validator whose miner dies."""
+
+import asyncio
+import contextlib
+import os
+import random
+import socket
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from lightning import (
+    AsyncLightning,
+    QuicAxonInfo,
+)
+from tests.support.census import census, grown
+from tests.support.churn import (
+    IMPATIENT,
+    VALIDATORS,
+    churn,
+    churn_blocking,
+    vanish,
+)
+from tests.support.identities import VALIDATOR, signer
+from tests.support.miner_process import MinerProcess
+from tests.support.raw_peer import configuration, frame, raw_client
+from tests.support.waiting import until_async
+
+FACES = ("asyncio", "blocking")
+MIB = 1 << 20
+SEED = int(os.environ.get("LIGHTNING_STORM_SEED", "6"))
+
+# Threads for handlers start when they are needed, and stay. Some tasks stay for more
+# requests, and what each of them awaits. Used nonces are kept for as long as they could
+# be used again.
+KEPT = {
+    "HandlerPool._threads": 32,
+    "threads": 32,
+    "native threads": 32,
+    "Answers._idle": 64,
+    "Answers.tasks": 64,
+    "asyncio.Future": 128,
+    "NonceCache.*": 1_000_000,
+}
+
+
+@contextlib.contextmanager
+def begins_where_it_ends(
+    miner: MinerProcess, memory: int, allowed: dict[str, int] = KEPT
+) -> Iterator[None]:
+    """Compare what a miner, and this program, hold before and after."""
+    near, far = census(), miner.ask("census")
+    yield
+    miner.until(lambda stats: not stats["connections"])
+    assert grown(far, miner.ask("census"), memory=memory, allowed=allowed) == {}
+    assert grown(near, census(), memory=memory, allowed=allowed) == {}
+    assert miner.ask("errors") == []
+
+
+# Churn.
+
+
+def run_churn(face: str, requests: int, connections: int, memory: int) -> None:
+    print("seed", SEED)
+    rounds = asyncio.Runner() if face == "asyncio" else contextlib.nullcontext()
+
+    def run(*arguments: object) -> dict[str, int]:
+        if face == "asyncio":
+            return rounds.run(churn(*arguments))
+        return churn_blocking(*arguments)
+
+    with rounds, MinerProcess(face, **IMPATIENT) as miner:
+        run(miner.axon, requests // 10, max(connections // 10, 2 * VALIDATORS), SEED)
+        miner.until(lambda stats: not stats["connections"])
+        with begins_where_it_ends(miner, memory):
+            done = run(miner.axon, requests, connections, SEED + 1)
+            assert done.pop("connections") == connections
+            assert done.total() == requests // connections * connections
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_churn_of_validators_leaves_nothing_behind(face):
+    """2 000 requests of all kinds over 50 connections that end in every way."""
+    # Python's and malloc's own memory of threads and arenas comes with the first ones.
+    run_churn(face, 2_000, 50, 3 * MIB if face == "asyncio" else 24 * MIB)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("face", FACES)
+def test_a_long_churn_of_validators_leaves_nothing_behind(face):
+    """20 000 requests of all kinds over 500 connections that end in every way."""
+    run_churn(face, 20_000, 500, 3 * MIB if face == "asyncio" else 24 * MIB)
+
+
+async def test_an_answered_request_is_not_kept(start_server, connect):
+    """Nobody who waits for the next request holds on to the last one, nor its body."""
+    held = []
+
+    class Body(bytes):
+        """What a handler was given."""
+
+    async def keep(data):
+        held.append(data)
+        return {}
+
+    server = await start_server(
+        lambda server: server.register_async_synapse_handler("keep", keep)
+    )
+    client, axon = await connect(server)
+    request = {"synapse_type": "keep", "data": {"body": bytes(100_000)}}
+    assert (await client.query_axon(axon, request, 10)).success
+    (data,) = held
+    held.clear()
+    # Ours, and the one that `getrefcount` is called with.
+    await until_async(lambda: sys.getrefcount(data) == 2)
+
+
+# Storms of connections.
+
+
+async def storm(axon: QuicAxonInfo, count: int, seed: int) -> None:
+    """Connect, log in, ask once and go, some with a word and some without."""
+
+    async def validator(number: int) -> None:
+        who, chance = signer(2000 + number), random.Random(seed + number)
+        for _ in range(count // VALIDATORS):
+            client = AsyncLightning(who.ss58_address, signer=who)
+            await client.initialize_connections([axon])
+            request = {"synapse_type": "echo", "data": {"n": chance.randrange(100)}}
+            answer = await client.query_axon(axon, request, 20)
+            assert answer.data == request["data"]
+            await (vanish(client) if chance.random() < 0.5 else client.close())
+
+    await asyncio.gather(*[validator(number) for number in range(VALIDATORS)])
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_thousand_reconnects_leave_nothing_behind(face):
+    """Of eight validators, which are back before the miner knows that they were gone."""
+    print("seed", SEED)
+    with asyncio.Runner() as loop, MinerProcess(face, **IMPATIENT) as miner:
+        loop.run(storm(miner.axon, 10 * VALIDATORS, SEED))
+        miner.until(lambda stats: not stats["connections"])
+        with begins_where_it_ends(miner, 3 * MIB):
+            loop.run(storm(miner.axon, 1000, SEED + 100))
+
+
+async def test_two_processes_with_one_hotkey_do_not_fight_for_ever(
+    start_server, make_client, axon_of
+):
+    """The one that was replaced comes back by a query of its own only."""
+    server = await start_server()
+    clients = [make_client(VALIDATOR) for _ in range(2)]
+    axon = axon_of(server)
+    request = {"synapse_type": "echo"}
+    for turn in range(6):
+        client = clients[turn % 2]
+        if turn < 2:
+            await client.initialize_connections([axon])
+        assert (await client.query_axon(axon, request, 10)).success
+        stats = await server.get_connection_stats()
+        assert stats["total_connections"] == "1"
+    before = server._endpoint.stats()["received"]
+    await until_async(lambda: len(server._endpoint.connections) == 1)
+    for _ in range(200):
+        await asyncio.sleep(0)
+    # Nobody dials again by itself: a handful of packets that were under way.
+    assert server._endpoint.stats()["received"] - before < 20
+
+
+# Strangers.
+
+
+async def test_unfinished_frames_of_strangers_cost_less_than_a_mebibyte():
+    """Four frames of 8 MiB, each but for its last byte, on a connection without a login."""
+    with MinerProcess(max_frame_payload_bytes=64 * MIB) as miner:
+        async with raw_client(miner.axon.port) as warm:
+            await warm.login()
+        miner.until(lambda stats: stats["connections"] <= 1)
+        before = miner.ask("census")["memory"]
+        async with raw_client(miner.axon.port) as stranger:
+            body = frame(3, bytes(8 * MIB))[:-1]
+            streams = [stranger.start(body, fin=False) for _ in range(4)]
+            for stream in streams:
+                await stream.until(
+                    lambda stream=stream: (
+                        stream.reset is not None
+                        or stream.stopped is not None
+                        or stream.ended
+                    )
+                )
+            assert miner.ask("census")["memory"] - before < MIB
+        assert miner.ask("errors") == []
+
+
+@pytest.mark.parametrize("size", [65_536, 60_000])
+async def test_small_unfinished_frames_of_strangers_are_bounded(size):
+    """Frames within what strangers are allowed cost what they have sent, for a while."""
+    with MinerProcess(login_deadline_secs=1.0) as miner:
+        before = miner.ask("census")["memory"]
+        async with raw_client(miner.axon.port) as stranger:
+            for _ in range(8):
+                stranger.start(frame(1, bytes(size))[:-1], fin=False)
+            await asyncio.to_thread(
+                miner.until, lambda stats: stats["datagrams_received"] > 8 * size / 1300
+            )
+            assert miner.ask("census")["memory"] - before < 2 * MIB
+            await until_async(lambda: stranger.terminated is not None)
+        assert miner.ask("errors") == []
+
+
+class Spoofer:
+    """Sends first packets of connections from many addresses of this machine.
+
+    Args:
+        port: Where to.
+        seed: Of what they say.
+    """
+
+    def __init__(self, port: int, seed: int) -> None:
+        self.target = ("127.0.0.1", port)
+        self.chance = random.Random(seed)
+        self.sockets = []
+        for number in range(100):
+            made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            made.setblocking(False)
+            made.bind((f"127.{1 + number % 50}.{number}.{1 + number}", 0))
+            self.sockets.append(made)
+        # The first flight of a real client, which says its own name each time.
+        self.first = _client_hellos(20)
+
+    def datagram(self) -> bytes:
+        """Make one: a real first packet, a damaged one, or garbage that looks like one."""
+        kind = self.chance.randrange(3)
+        if kind == 0:
+            return self.chance.choice(self.first)
+        if kind == 1:
+            damaged = bytearray(self.chance.choice(self.first))
+            damaged[self.chance.randrange(30, 1200)] ^= 1
+            return bytes(damaged)
+        head = b"\xc3\x00\x00\x00\x01\x08" + self.chance.randbytes(8)
+        head += b"\x08" + self.chance.randbytes(8) + b"\x00\x44\x90"
+        return head + self.chance.randbytes(1200 - len(head))
+
+    def send(self, count: int) -> None:
+        for _ in range(count):
+            with contextlib.suppress(BlockingIOError):
+                self.chance.choice(self.sockets).sendto(self.datagram(), self.target)
+
+    def close(self) -> None:
+        for each in self.sockets:
+            each.close()
+
+
+def _client_hellos(count: int) -> list[bytes]:
+    from aioquic.quic.connection import QuicConnection
+
+    made = []
+    for _ in range(count):
+        connection = QuicConnection(configuration=configuration())
+        connection.connect(("127.0.0.1", 1), now=0.0)
+        made.append(connection.datagrams_to_send(now=0.0)[0][0])
+    return made
+
+
+@pytest.mark.parametrize("retry", [True, False])
+async def test_a_flood_of_first_packets_starves_no_validator(retry):
+    """10 000 of them from 100 addresses, while a validator that is logged in is served."""
+    print("seed", SEED)
+    settings = {"require_address_validation": retry, "login_deadline_secs": 1.0}
+    with MinerProcess(**settings, max_unauthenticated_connections=64) as miner:
+        spoofer = Spoofer(miner.axon.port, SEED)
+        async with AsyncLightning(VALIDATOR.ss58_address, signer=VALIDATOR) as client:
+            await client.initialize_connections([miner.axon])
+            request = {"synapse_type": "echo", "data": {}}
+            await client.query_axon(miner.axon, request, 10)
+            before = miner.ask("census")
+            sent, most, most_memory = 0, 0, 0
+            while sent < 10_000:
+                spoofer.send(100)
+                sent += 100
+                # Its request is answered among them, and not after all of them.
+                assert (await client.query_axon(miner.axon, request, 10)).success
+                if not sent % 2000:
+                    most = max(most, miner.ask("stats")["connections"])
+                    most_memory = max(most_memory, miner.memory())
+            if retry:
+                assert most == 1, "a Retry costs no state"
+                assert most_memory - before["memory"] < 2 * MIB
+            else:
+                assert most <= 1 + 64 + 1
+                assert most_memory - before["memory"] < 16 * MIB
+            print("connections", most, "memory", most_memory - before["memory"])
+            # The strangers go with their deadline; new validators are let in again.
+            await asyncio.to_thread(miner.until, lambda s: s["connections"] == 1)
+            assert (await client.query_axon(miner.axon, request, 10)).success
+            other = signer(7)
+            async with AsyncLightning(other.ss58_address, signer=other) as late:
+                await late.initialize_connections([miner.axon])
+                assert (await late.query_axon(miner.axon, request, 10)).success
+        spoofer.close()
+        assert miner.ask("errors") == []
