@@ -1,6 +1,5 @@
 """What an attack costs: bytes of memory, and a server that says what it likes."""
 
-import ctypes
 import gc
 import tracemalloc
 
@@ -9,29 +8,8 @@ from aioquic.tls import CipherSuite, Epoch
 
 from lightning._core.quic.config import EngineConfig
 from lightning._core.quic.engine import Endpoint
+from tests.support.census import malloc_bytes
 from tests.support.quic import IDENTITY, SERVER, Two
-
-
-class _MallocInfo(ctypes.Structure):
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in (
-            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks",
-            "uordblks", "fordblks", "keepcost",
-        )
-    ]  # fmt: skip
-
-
-def malloc_bytes():
-    """Return the bytes that malloc has given out, or None where libc does not say."""
-    try:
-        told = ctypes.CDLL(None).mallinfo2
-    except AttributeError:
-        return None
-    told.restype = _MallocInfo
-    info = told()
-    total = info.uordblks + info.hblkhd
-    return total or None
 
 
 class Memory:

@@ -82,6 +82,28 @@ def objects() -> Counter[str]:
     return counts
 
 
+class _MallocInfo(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks",
+            "uordblks", "fordblks", "keepcost",
+        )
+    ]  # fmt: skip
+
+
+def malloc_bytes():
+    """Return the bytes that malloc has given out, or None where libc does not say."""
+    try:
+        told = ctypes.CDLL(None).mallinfo2
+    except AttributeError:
+        return None
+    told.restype = _MallocInfo
+    info = told()
+    total = info.uordblks + info.hblkhd
+    return total or None
+
+
 def resident() -> int:
     """Return the bytes of memory that this program has, after what is free is returned."""
     gc.collect()
@@ -102,6 +124,7 @@ def census(*roots: object) -> dict[str, Any]:
     """Return all counts of this program, as JSON can say them."""
     return {
         "memory": resident(),
+        "allocated": malloc_bytes() or 0,
         "descriptors": len(os.listdir("/proc/self/fd")),
         "threads": len(threading.enumerate()),
         "native threads": len(os.listdir("/proc/self/task")),
