@@ -140,15 +140,26 @@ async def storm(axon: QuicAxonInfo, count: int, seed: int) -> None:
     await asyncio.gather(*[validator(number) for number in range(VALIDATORS)])
 
 
-@pytest.mark.parametrize("face", FACES)
-def test_a_thousand_reconnects_leave_nothing_behind(face):
-    """Of eight validators, which are back before the miner knows that they were gone."""
+def run_storm(face: str, count: int) -> None:
     print("seed", SEED)
     with asyncio.Runner() as loop, MinerProcess(face, **IMPATIENT) as miner:
-        loop.run(storm(miner.axon, 10 * VALIDATORS, SEED))
+        loop.run(storm(miner.axon, count // 10, SEED))
         miner.until(lambda stats: not stats["connections"])
         with begins_where_it_ends(miner, 3 * MIB):
-            loop.run(storm(miner.axon, 1000, SEED + 100))
+            loop.run(storm(miner.axon, count, SEED + 100))
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_reconnects_leave_nothing_behind(face):
+    """Of eight validators, which are back before the miner knows that they were gone."""
+    run_storm(face, 160)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("face", FACES)
+def test_a_thousand_reconnects_leave_nothing_behind(face):
+    """The same with 1 000 connections."""
+    run_storm(face, 1000)
 
 
 async def test_two_processes_with_one_hotkey_do_not_fight_for_ever(
