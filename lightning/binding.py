@@ -75,6 +75,17 @@ class Tally:
         self.limited = 0
         self.seconds = 0.0
 
+    def counts(self) -> tuple[int, int, int, int, int, float]:
+        """Return all of them, in the order of `HandlerStats`."""
+        return (
+            self.ok,
+            self.failed,
+            self.timed_out,
+            self.busy,
+            self.limited,
+            self.seconds,
+        )
+
 
 class Handler:
     """One registered handler.

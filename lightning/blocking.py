@@ -21,6 +21,7 @@ from lightning.errors import ConfigError, LightningError
 from lightning.fanout import BlockingFanOut, orders
 from lightning.server import STOP_TIMEOUT, AsyncLightningServer
 from lightning.serving import ServingThreads
+from lightning.signals import on_sigterm
 from lightning.streaming import BlockingStreamingResponse
 from lightning.types import QuicAxonInfo, check_timeout
 from lightning.watch import Watch
@@ -471,25 +472,43 @@ class LightningServer:
                 self._io.stop()
             raise
 
-    def serve_forever(self) -> None:
+    def serve_forever(self, *, drain: float = STOP_TIMEOUT) -> None:
         """Block until `stop` is called from another thread; Ctrl-C works.
+
+        SIGTERM, too, as for `AsyncLightningServer.serve_forever`.
+
+        Args:
+            drain: As there.
 
         Raises:
             ConfigError: As `AsyncLightningServer.serve_forever`.
         """
         if not self.is_started:
             raise ConfigError("server not started: call start() first")
-        self._io.call(self._server.serve_forever)
+        terminated = []
 
-    def stop(self, timeout_secs: float = STOP_TIMEOUT) -> None:
+        def terminate() -> None:
+            terminated.append(True)
+            self._io.post(self._server._terminate, drain)
+
+        with on_sigterm(terminate):
+            self._io.call(self._server.serve_forever)
+        if terminated:
+            self.stop()
+
+    def stop(self, drain: float = STOP_TIMEOUT) -> None:
         """Do as `AsyncLightningServer.stop`, and end the thread."""
         if self._io.is_running:
-            self._io.call(self._server.stop, timeout_secs)
+            self._io.call(self._server.stop, drain)
         self._io.stop()
 
     def local_addr(self) -> PeerAddr:
         """Do as `AsyncLightningServer.local_addr`."""
         return self._server.local_addr()
+
+    def connections(self) -> tuple[ConnectionStats, ...]:
+        """Do as `AsyncLightningServer.connections`."""
+        return self._server.connections()
 
     def stats(self) -> ServerStats:
         """Do as `AsyncLightningServer.stats`."""

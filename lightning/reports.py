@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from lightning._core.io.transport import Connection
     from lightning.errors import LightningError
     from lightning.types import PeerAddr
 
@@ -170,6 +171,32 @@ class ConnectionStats:
 
     last_error: str
     """What went wrong last with this address; empty for nothing."""
+
+    @classmethod
+    def of(
+        cls, connection: Connection, hotkeys: tuple[str, ...], last_error: str = ""
+    ) -> ConnectionStats:
+        """Ask a connection how it is doing, from any thread."""
+        n = connection.numbers()
+        state = "active" if connection.is_alive else "closed"
+        return cls(
+            connection.address,
+            hotkeys,
+            state if n.age or not connection.is_alive else "connecting",
+            n.age,
+            n.idle,
+            n.rtt,
+            n.min_rtt,
+            n.congestion_window,
+            n.bytes_sent,
+            n.bytes_received,
+            n.packets_sent,
+            n.packets_lost,
+            n.requests,
+            n.in_flight,
+            n.failures,
+            last_error,
+        )
 
 
 @dataclass(frozen=True, slots=True)

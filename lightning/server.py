@@ -50,8 +50,9 @@ from lightning.handshake import (
 from lightning.logins import Logins
 from lightning.logs import Throttled
 from lightning.refresh import refresh
-from lightning.reports import HandlerStats, ServerStats
+from lightning.reports import ConnectionStats, HandlerStats, ServerStats
 from lightning.room import Request, Room, is_limited
+from lightning.signals import on_sigterm_in
 from lightning.signer import (
     BtWalletSigner,
     Sr25519Signer,
@@ -137,6 +138,8 @@ class AsyncLightningServer:
         self._stopped = asyncio.Event()
         # One for each call of serve_forever() that has not returned.
         self._serving: set[asyncio.Future[None]] = set()
+        # What SIGTERM has begun.
+        self._terminating: asyncio.Task[None] | None = None
         # False from stop() on; requests are then no longer begun.
         self._open = False
         # For what validators, and strangers, can have it say at will.
@@ -400,6 +403,14 @@ class AsyncLightningServer:
                 + settings.max_unauthenticated_connections,
                 handshake_timeout=settings.login_deadline_secs,
                 retry=settings.require_address_validation,
+                max_unauthenticated_per_source=settings.max_unauthenticated_per_source
+                or max(settings.max_unauthenticated_connections // 4, 1),
+                max_connections_per_minute=settings.max_connections_per_minute
+                or 4 * settings.max_handshake_attempts_per_minute,
+                max_tracked_rate_ips=settings.max_tracked_rate_ips,
+                reset_secret=settings.reset_secret or self._reset_secret(),
+                qlog_dir=settings.qlog_dir,
+                keylog_file=settings.keylog_file,
             ),
             identity,
             on_connection=self._on_connection,
@@ -423,8 +434,24 @@ class AsyncLightningServer:
             endpoint.set_sources(())
         return endpoint
 
-    async def serve_forever(self) -> None:
+    def _reset_secret(self) -> bytes:
+        """Make what the next life of this server can make again, if that is possible.
+
+        Two endpoints must not share it (RFC 9000 section 10.3.2).
+        """
+        signer = self._logins.signer
+        if self.port and isinstance(signer, Sr25519Signer):
+            return signer.derive(f"reset {self.host} {self.port}".encode())
+        return b""
+
+    async def serve_forever(self, *, drain: float = STOP_TIMEOUT) -> None:
         """Return when the server has been stopped.
+
+        In the main thread, if SIGTERM would end the process, it stops the server
+        instead for as long as this runs, and this returns; a second one cuts the drain.
+
+        Args:
+            drain: Seconds that running handlers get then, as for `stop`.
 
         Raises:
             ConfigError: It is not started, or a permit or the allowlist is asked for
@@ -444,15 +471,31 @@ class AsyncLightningServer:
                 "enforce_source_allowlist needs a SourceAddressResolver: call "
                 "set_source_address_resolver() first"
             )
-        returned = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        returned = loop.create_future()
         self._serving.add(returned)
         try:
-            await stopped.wait()
+            with on_sigterm_in(loop, lambda: self._terminate(drain)):
+                await stopped.wait()
         finally:
             self._serving.discard(returned)
             returned.set_result(None)
+        if self._terminating is not None:
+            # It has the last word, and no time to lose: it waited for us only.
+            await asyncio.wait([self._terminating], timeout=CANCEL_TIMEOUT)
+            self._terminating = None
 
-    async def stop(self, timeout_secs: float = STOP_TIMEOUT) -> None:
+    def _terminate(self, drain: float) -> None:
+        """Stop at the first call, at once at the next; on the loop."""
+        if self._terminating is not None:
+            self._terminating.cancel()
+            return
+        log.info("SIGTERM: miner %s is stopped", self.miner_hotkey)
+        self._terminating = asyncio.get_running_loop().create_task(
+            self.stop(drain), name="lightning-server stop"
+        )
+
+    async def stop(self, drain: float = STOP_TIMEOUT) -> None:
         """Let running handlers finish, then close every connection and the socket.
 
         Connections are not accepted any more, and requests that come meanwhile are
@@ -461,7 +504,8 @@ class AsyncLightningServer:
         server can be started again, with a new certificate. Fine if it is not started.
 
         Args:
-            timeout_secs: Longest wait for handlers and for their answers to arrive.
+            drain: Longest wait in seconds for handlers and for their answers to
+                arrive.
         """
         endpoint, stopped, pool = self._endpoint, self._stopped, self._answers.pool
         if endpoint is None or not self._open or endpoint.is_inherited:
@@ -469,7 +513,7 @@ class AsyncLightningServer:
         self._open = False
         self._admit()
         try:
-            await self._drain(endpoint, timeout_secs)
+            await self._drain(endpoint, drain)
         finally:
             # Whoever does not want to wait cancels this, and has it stopped all the same.
             names = {task: task.get_name() for task in self._tasks}
@@ -530,6 +574,16 @@ class AsyncLightningServer:
 
     # What it knows.
 
+    def connections(self) -> tuple[ConnectionStats, ...]:
+        """Return how the connections with a login are doing.
+
+        Any thread may ask.
+        """
+        return tuple(
+            ConnectionStats.of(session.connection, tuple(session.logins))
+            for session in list(self._table)
+        )
+
     def stats(self) -> ServerStats:
         """Return counters since the server was made, and numbers of this moment.
 
@@ -541,15 +595,7 @@ class AsyncLightningServer:
             queued += self._room.work.waiting
         return ServerStats(
             handlers=tuple(
-                HandlerStats(
-                    name,
-                    tally.ok,
-                    tally.failed,
-                    tally.timed_out,
-                    tally.busy,
-                    tally.limited,
-                    tally.seconds,
-                )
+                HandlerStats(name, *tally.counts())
                 for name, tally in list(self._handlers.tallies.items())
             ),
             unknown=self._refused[ERROR_UNKNOWN_SYNAPSE],
@@ -634,6 +680,7 @@ class AsyncLightningServer:
 
     def _on_accepted(self, connection: Connection) -> None:
         self._forget_stranger(connection)
+        connection.vouch()
         connection.max_payload = self.config.max_frame_payload_bytes
 
     def _forget_stranger(self, connection: Connection) -> None:

@@ -13,6 +13,8 @@ and does not verify.
 from __future__ import annotations
 
 import asyncio
+import functools
+import hashlib
 import inspect
 import os
 from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
@@ -82,7 +84,7 @@ class Sr25519Signer:
         ss58_address: Its address.
     """
 
-    __slots__ = ("_sign", "public_key", "ss58_address")
+    __slots__ = ("_secret", "_sign", "public_key", "ss58_address")
 
     blocking = False
 
@@ -105,6 +107,7 @@ class Sr25519Signer:
         if not matches:
             raise ConfigError(f"the keypair's address {address} is of another key")
         self._sign = keypair.sign
+        self._secret = functools.partial(_secret_of, keypair)
         self.public_key = public_key
         self.ss58_address = address
 
@@ -143,6 +146,17 @@ class Sr25519Signer:
             raise SigningError(f"{self.ss58_address} cannot sign: {error}") from error
         return _as_signature(signature)
 
+    def derive(self, purpose: bytes) -> bytes:
+        """Return 32 secret bytes for a purpose, always the same with the same key.
+
+        Empty if the keypair does not say its private key.
+        """
+        secret = self._secret()
+        if not secret:
+            return b""
+        key = hashlib.blake2b(secret, digest_size=64, person=b"lightning key").digest()
+        return hashlib.blake2b(purpose, digest_size=32, key=key).digest()
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.ss58_address}>"
 
@@ -150,10 +164,21 @@ class Sr25519Signer:
         raise TypeError("a signer cannot be pickled or copied: it holds a secret key")
 
 
-class _SeedKeypair:
-    """Keypair made from a mini-secret, which stays inside of a closure."""
+def _secret_of(keypair: Any) -> bytes:
+    """Return the private key of a keypair as it says it, empty if it does not."""
+    if isinstance(keypair, _SeedKeypair):
+        return keypair.secret()
+    try:
+        secret = keypair.private_key
+    except Exception:
+        return b""  # Not every keypair has one to give.
+    return bytes(secret) if isinstance(secret, bytes | bytearray) else b""
 
-    __slots__ = ("public_key", "sign", "ss58_address")
+
+class _SeedKeypair:
+    """Keypair made from a mini-secret, which stays inside of closures."""
+
+    __slots__ = ("public_key", "secret", "sign", "ss58_address")
 
     def __init__(self, seed: bytes) -> None:
         if len(seed) != 32:
@@ -164,7 +189,11 @@ class _SeedKeypair:
             signature: bytes = sr25519.sign(pair, message)
             return signature
 
+        def secret() -> bytes:
+            return bytes(seed)
+
         self.sign = sign
+        self.secret = secret
         self.public_key: bytes = pair[0]
         self.ss58_address = ss58.encode(self.public_key)
 

@@ -400,7 +400,7 @@ def test_a_server_starts_stops_and_starts_again(axon_of):
         with Lightning(VALIDATOR_HOTKEY, signer=VALIDATOR) as client:
             assert client.query_axon(axon_of(server), ECHO)["success"]
         server.stop()
-        server.stop(timeout_secs=0)
+        server.stop(drain=0)
         assert not io_threads()
 
 

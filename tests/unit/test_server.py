@@ -1354,7 +1354,9 @@ async def test_so_many_connections_may_be_without_a_login(
     start_server, make_client, caplog
 ):
     server = await start_server(
-        max_unauthenticated_connections=2, login_deadline_secs=30
+        max_unauthenticated_connections=2,
+        max_unauthenticated_per_source=2,
+        login_deadline_secs=30,
     )
     port = port_of(server)
     async with raw_client(port) as one, raw_client(port):
@@ -1619,3 +1621,116 @@ async def test_it_counts_what_became_of_requests_and_logins(start_server, connec
     assert (stats.logins, stats.logins_refused) == (1, {})
     assert (stats.connections, stats.validators, stats.nonces) == (1, 1, 1)
     assert (stats.permits, stats.queued) == (0, 0)
+
+
+async def test_how_connections_are_doing(start_server, connect):
+    server = await start_server()
+    assert server.connections() == ()
+    client, axon = await connect(server)
+    for _ in range(3):
+        await client.query_axon(axon, ECHO)
+    (stats,) = server.connections()
+    assert stats.hotkeys == (VALIDATOR_HOTKEY,)
+    assert stats.address.ip == "127.0.0.1"
+    assert stats.state == "active"
+    assert (stats.requests, stats.in_flight, stats.failures) == (4, 0, 0)
+    assert 0 < stats.min_rtt <= stats.rtt < 5
+    assert 0 <= stats.idle <= stats.age < 20
+    assert min(stats.bytes_sent, stats.bytes_received, stats.packets_sent) > 0
+    assert (stats.packets_lost, stats.last_error) == (0, "")
+    await server.stop()
+    assert server.connections() == ()
+
+
+def transport_of(server: AsyncLightningServer):
+    return server._endpoint.config
+
+
+async def test_settings_of_the_transport(start_server, tmp_path):
+    server = await start_server(max_handshake_attempts_per_minute=30)
+    config = transport_of(server)
+    assert config.max_unauthenticated_per_source == 256 // 4
+    assert config.max_connections_per_minute == 120
+    assert (config.qlog_dir, config.keylog_file) == (None, None)
+    server = await start_server(max_unauthenticated_connections=1)
+    assert transport_of(server).max_unauthenticated_per_source == 1
+    secret = bytes(range(32))
+    server = await start_server(
+        max_unauthenticated_per_source=3,
+        max_connections_per_minute=4,
+        max_tracked_rate_ips=5,
+        reset_secret=secret,
+        qlog_dir=tmp_path,
+        keylog_file=tmp_path / "keys",
+    )
+    config = transport_of(server)
+    assert config.max_unauthenticated_per_source == 3
+    assert config.max_connections_per_minute == 4
+    assert config.max_tracked_rate_ips == 5
+    assert config.reset_secret == secret
+    assert (config.qlog_dir, config.keylog_file) == (
+        str(tmp_path),
+        str(tmp_path / "keys"),
+    )
+
+
+async def test_resets_of_before_a_restart_are_made_from_the_key(start_server):
+    """By the same key at the same address; at any port there is none of before."""
+    assert transport_of(await start_server()).reset_secret == b""
+    secrets = []
+    for who in (MINER, MINER, signer(7), MINER.sign):
+        probe = await start_server(signer=MINER)
+        port = port_of(probe)
+        await probe.stop()
+        for _ in range(2):
+            server = await start_server(signer=who, port=port)
+            secrets.append(transport_of(server).reset_secret)
+            await server.stop()
+    assert secrets[0] == secrets[1] != secrets[2] == secrets[3]
+    assert secrets[4] == secrets[5] != secrets[0]
+    assert secrets[6] == secrets[7] == b"", "nothing is known of the key"
+    assert {len(secret) for secret in secrets} == {0, 32}
+
+
+async def test_a_login_makes_room_for_strangers_of_the_same_source(start_server):
+    server = await start_server(max_unauthenticated_per_source=1)
+    async with raw_client(port_of(server)) as one:
+        assert is_accepted(await one.login())
+        async with raw_client(port_of(server)) as two:
+            assert is_accepted(await two.login(signer(7)))
+    assert server.stats().logins == 2
+
+
+async def test_setters_do_not_wait_for_a_resolver_that_is_slow(start_server, connect):
+    """Nor does anything else."""
+    release = threading.Event()
+    asked = threading.Event()
+
+    def slow() -> set[str]:
+        asked.set()
+        release.wait(20)
+        return {VALIDATOR_HOTKEY}
+
+    server = await start_server(
+        lambda s: s.set_validator_permit_resolver(slow), require_validator_permit=True
+    )
+    serving = asyncio.create_task(server.serve_forever())
+    await until_async(asked.is_set)
+    began = time.monotonic()
+    server.set_miner_signer(MINER)
+    server.set_miner_keypair(MINER_SEED)
+    server.set_validator_permit_resolver(slow)
+    server.set_source_address_resolver(SourceAllowlist.bypass)
+    server.set_handshake_observer(lambda hotkey, ip: None)
+    server.set_priority(None)
+    server.register_synapse_handler("h", lambda data: data)
+    server.register_async_synapse_handler("a", lambda data: data)
+    server.register_streaming_handler("s", lambda data: [])
+    assert server.connections() == ()
+    assert server.stats().permits == 0
+    assert time.monotonic() - began < 1
+    release.set()
+    client, axon = await connect(server)
+    assert (await answer_of(client, axon, "h")).success
+    await server.stop()
+    await serving

@@ -690,3 +690,32 @@ def test_wallet_object_and_keypair_of_it_sign(wallet_with):
     for value in (wallet, wallet.hotkey):
         assert BtWalletSigner(value).ss58_address == ADDRESS
         assert verify(PUBLIC, MESSAGE, as_signer(value).sign(MESSAGE))
+
+
+def test_secrets_are_derived_from_the_key():
+    """The same for the same key and purpose, and nothing without the key."""
+    signer = Sr25519Signer.from_seed(bytes(range(32)))
+    again = Sr25519Signer.from_seed(bytes(range(32)))
+    other = Sr25519Signer.from_seed(bytes(32))
+    assert signer.derive(b"a") == again.derive(b"a") != signer.derive(b"b")
+    assert signer.derive(b"a") != other.derive(b"a")
+    assert len(signer.derive(b"a")) == 32
+
+    class Keypair:
+        public_key = signer.public_key
+        ss58_address = signer.ss58_address
+        sign = signer.sign
+
+    assert Sr25519Signer(Keypair()).derive(b"a") == b""
+
+    class Telling(Keypair):
+        private_key = bytes(64)
+
+    assert len(Sr25519Signer(Telling()).derive(b"a")) == 32
+
+    class Odd(Keypair):
+        @property
+        def private_key(self) -> bytes:
+            raise PermissionError
+
+    assert Sr25519Signer(Odd()).derive(b"a") == b""
