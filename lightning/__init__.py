@@ -47,6 +47,7 @@ from lightning.config import (
 from lightning.errors import LightningError
 from lightning.fanout import BlockingFanOut, FanOut
 from lightning.handlers import HandlerContext, typed_async_handler, typed_handler
+from lightning.learning import LearnedSources
 from lightning.priority import StakePriority
 from lightning.reports import (
     ConnectionStats,
@@ -105,6 +106,7 @@ __all__ = [
     "HandshakeObserver",
     "HandshakeRequest",
     "HandshakeResponse",
+    "LearnedSources",
     "Lightning",
     "LightningClient",
     "LightningClientConfig",

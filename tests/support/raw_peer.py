@@ -164,13 +164,17 @@ def configuration(is_client: bool = True, **settings: object) -> QuicConfigurati
 
 @contextlib.asynccontextmanager
 async def raw_client(
-    port: int, host: str = "127.0.0.1", local_port: int = 0, **settings: object
+    port: int,
+    host: str = "127.0.0.1",
+    local_port: int = 0,
+    local_host: str = "",
+    **settings: object,
 ) -> AsyncIterator[RawConnection]:
     """Connect to a server; TLS is complete."""
     loop = asyncio.get_running_loop()
     connection = QuicConnection(configuration=configuration(**settings))
     transport, protocol = await loop.create_datagram_endpoint(
-        lambda: RawConnection(connection), local_addr=(host, local_port)
+        lambda: RawConnection(connection), local_addr=(local_host or host, local_port)
     )
     try:
         protocol.connect((host, port))

@@ -1,6 +1,7 @@
 """What the documents say is what the code does."""
 
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -31,6 +32,8 @@ def run(*args: str) -> str:
         timeout=60,
         check=False,
         cwd=ROOT,
+        # This tree's package, and not one that is installed from elsewhere.
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
