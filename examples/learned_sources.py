@@ -20,7 +20,7 @@ VALIDATOR = Sr25519Signer.from_seed(bytes([2] * 32))
 
 def stakes() -> dict[str, float]:
     """Return who holds a validator permit, with their stake; ask a metagraph here."""
-    return {VALIDATOR.hotkey: 1000.0}
+    return {VALIDATOR.ss58_address: 1000.0}
 
 
 def echo(data: dict[str, Any]) -> dict[str, Any]:
@@ -28,16 +28,15 @@ def echo(data: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
-async def main() -> None:
+async def main(directory: Path) -> None:
     """Learn, enforce, and ask once more."""
-    directory = Path(tempfile.mkdtemp())
     sources = LearnedSources(
         stakes,
         settle_secs=1,  # So that this ends soon; leave it at a tempo.
         path=directory / "sources.json",
     )
     server = AsyncLightningServer(
-        MINER.hotkey,
+        MINER.ss58_address,
         "127.0.0.1",
         0,
         signer=MINER,
@@ -47,8 +46,11 @@ async def main() -> None:
     )
     server.register_synapse_handler("echo", echo)
     sources.attach(server)
-    async with server, AsyncLightning(VALIDATOR.hotkey, signer=VALIDATOR) as client:
-        axon = QuicAxonInfo(MINER.hotkey, *server.local_addr())
+    async with (
+        server,
+        AsyncLightning(VALIDATOR.ss58_address, signer=VALIDATOR) as client,
+    ):
+        axon = QuicAxonInfo(MINER.ss58_address, *server.local_addr())
         # Nobody may connect before the stakes are known for the first time.
         while not await server.is_source_enforcement_bypassed():  # noqa: ASYNC110 - there is no event.
             await asyncio.sleep(0.05)
@@ -57,7 +59,7 @@ async def main() -> None:
         while not sources.is_enforcing:  # noqa: ASYNC110 - there is no event.
             await asyncio.sleep(0.1)
         print(f"from then on:    {sources}")
-        print(f"who may connect: {sources.addresses[VALIDATOR.hotkey]}")
+        print(f"who may connect: {sources.addresses[VALIDATOR.ss58_address]}")
         answer = await client.query_axon(
             axon, {"synapse_type": "echo", "data": {"n": 1}}
         )
@@ -65,4 +67,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    with tempfile.TemporaryDirectory() as name:
+        asyncio.run(main(Path(name)))
