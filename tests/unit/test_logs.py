@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning.logs import Throttle, Throttled
+from tests.support.raw_peer import frame, is_accepted, raw_client
 
 ROOT = Path(__file__).parents[2]
 
@@ -182,6 +183,24 @@ def test_nothing_is_printed_by_default():
         cwd=ROOT,
     )
     assert (done.stdout, done.stderr) == ("", "")
+
+
+async def test_validators_that_come_and_go_are_no_warning(
+    start_server, connect, caplog
+):
+    """Closed in good order, replaced by a restart, refused, and with an odd request."""
+    server = await start_server()
+    client, axon = await connect(server)
+    await client.query_axon(axon, {"synapse_type": "none", "data": {}})
+    await client.close()
+    await connect(server)
+    await connect(server)
+    async with raw_client(server.local_addr().port) as raw:
+        assert not is_accepted(await raw.login(timestamp=1))
+        await raw.ask(frame(3, b"nonsense"))
+        await raw.ask(frame(9, b""))
+    await server.stop()
+    assert [r.message for r in caplog.records if r.name == "lightning.server"] == []
 
 
 def logged() -> dict[tuple[str, str], set[str]]:
