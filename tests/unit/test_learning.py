@@ -164,6 +164,15 @@ def test_told_addresses_alone_are_never_enforced(make):
     assert sources.resolve_allowed_sources() == BYPASS
 
 
+def test_a_small_share_does_not_lock_everybody_out_when_all_have_left(clock):
+    stakes = {"a": 1.0}
+    sources = LearnedSources(lambda: stakes, clock=clock, settle_secs=0, share=0.05)
+    sources.observe_successful_handshake("a", "192.0.2.1")
+    assert not sources.resolve_allowed_sources().is_bypass
+    stakes["b"] = stakes.pop("a")
+    assert sources.resolve_allowed_sources() == BYPASS
+
+
 def test_told_addresses_have_a_bound(make, monkeypatch):
     monkeypatch.setattr(learning_module, "MAX_EXTRA", 2)
     sources = make(settle_secs=0, extra=lambda: [f"192.0.2.{n}" for n in range(3)])
