@@ -14,6 +14,7 @@ import pytest
 from lightning import AsyncLightning
 from tests.support.identities import VALIDATOR, VALIDATOR_HOTKEY
 from tests.support.inspection import connections, in_flight
+from tests.support.quic import Two
 from tests.support.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -262,3 +263,35 @@ def test_what_was_made_but_not_used_is_the_childs_as_well(
 
     assert Child(lambda: [str(asyncio.run(ask()))]).lines() == ["True"]
     until(lambda: not in_flight(client))
+
+
+def test_a_child_may_look_at_what_its_parents_threads_were_at():
+    """Whoever held the mutex at that moment is not there to give it back."""
+    two = Two().connect()
+    over = threading.Event()
+
+    def look():
+        while not over.is_set():
+            two.connection.stats()
+            two.near.stats()
+
+    def use():
+        connection = two.connection
+        return [
+            str(connection.stats()["packets_sent"]),
+            str(two.near.stats()["connections"]),
+            repr((connection.address, connection.token, connection.is_connected)),
+            repr((connection.is_confirmed, two.near.next_timeout())),
+        ]
+
+    expected = use()
+    threads = [threading.Thread(target=look) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(100):
+            assert Child(use).lines() == expected
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()

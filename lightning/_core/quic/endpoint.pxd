@@ -175,6 +175,21 @@ cdef inline void endpoint_unlock(EndpointCore* e) noexcept nogil:
     pthread_mutex_unlock(&e.mutex)
 
 
+cdef inline void endpoint_lock_to_read(EndpointCore* e) noexcept nogil:
+    """Lock, unless this is the child of a fork.
+
+    There the mutex may be held for ever, by a thread that is not there, and nobody
+    changes anything.
+    """
+    if not endpoint_is_inherited(e):
+        endpoint_lock(e)
+
+
+cdef inline void endpoint_unlock_read(EndpointCore* e) noexcept nogil:
+    if not endpoint_is_inherited(e):
+        endpoint_unlock(e)
+
+
 cdef inline bint endpoint_has_work(const EndpointCore* e) noexcept nogil:
     """Say if TLS is to be run or references are to be given up."""
     return (

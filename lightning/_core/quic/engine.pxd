@@ -41,4 +41,4 @@ cdef class Connection:
 
     cdef int check(self, int status) except -1
     cdef int note_end(self) except -1
-    cdef void look(self, Conn* out) noexcept
+    cdef int64_t look(self, Conn* out) noexcept

@@ -36,11 +36,11 @@ from lightning._core.quic.convert cimport (
 from lightning._core.quic.endpoint cimport (
     COMPLETION_CLOSED, COMPLETION_CONNECTED, Completion, EndpointStats,
     endpoint_clear, endpoint_connect, endpoint_free, endpoint_has_work, endpoint_init,
-    endpoint_is_inherited,
-    endpoint_lock, endpoint_next_completion, endpoint_next_deadline,
-    endpoint_next_release, endpoint_next_tls, endpoint_poll_transmit,
-    endpoint_receive, endpoint_release, endpoint_take_crypto, endpoint_timeout,
-    endpoint_tls_done, endpoint_touch, endpoint_unlock
+    endpoint_is_inherited, endpoint_lock, endpoint_lock_to_read,
+    endpoint_next_completion, endpoint_next_deadline, endpoint_next_release,
+    endpoint_next_tls, endpoint_poll_transmit, endpoint_receive, endpoint_release,
+    endpoint_take_crypto, endpoint_timeout, endpoint_tls_done, endpoint_touch,
+    endpoint_unlock, endpoint_unlock_read
 )
 from lightning._core.quic.paths cimport Address
 from lightning._core.quic.sendbuf cimport SEND_COPY_MAX, sendbuf_append
@@ -279,9 +279,9 @@ cdef class Endpoint:
         """Return when to call `handle_timeout`, in seconds; None for never."""
         cdef int64_t deadline
         with nogil:
-            endpoint_lock(&self.core)
+            endpoint_lock_to_read(&self.core)
             deadline = endpoint_next_deadline(&self.core)
-            endpoint_unlock(&self.core)
+            endpoint_unlock_read(&self.core)
         return None if deadline == INT64_MAX else deadline / 1e6
 
     def handle_timeout(self, double now):
@@ -380,14 +380,14 @@ cdef class Endpoint:
         cdef uint64_t blocks, streams
         cdef uint32_t sources
         with nogil:
-            endpoint_lock(&self.core)
+            endpoint_lock_to_read(&self.core)
             stats = self.core.stats
             connections = self.core.shared.connections
             half_open = self.core.shared.half_open
             blocks = self.core.shared.memory.blocks.in_use
             streams = self.core.shared.memory.in_use
             sources = self.core.shared.sources.count
-            endpoint_unlock(&self.core)
+            endpoint_unlock_read(&self.core)
         return {
             **stats, "connections": connections, "half_open": half_open,
             "blocks_in_use": blocks, "streams_in_use": streams,
@@ -599,9 +599,9 @@ cdef class Connection:
         """Where the peer is now."""
         cdef Address remote
         with nogil:
-            endpoint_lock(&self.endpoint.core)
+            endpoint_lock_to_read(&self.endpoint.core)
             remote = self.c.paths[self.c.path].remote
-            endpoint_unlock(&self.endpoint.core)
+            endpoint_unlock_read(&self.endpoint.core)
         return address_to(&remote)
 
     @property
@@ -609,9 +609,9 @@ cdef class Connection:
         """Whether the handshake is complete and the connection alive."""
         cdef bint connected
         with nogil:
-            endpoint_lock(&self.endpoint.core)
+            endpoint_lock_to_read(&self.endpoint.core)
             connected = self.c.state == CONN_OPEN
-            endpoint_unlock(&self.endpoint.core)
+            endpoint_unlock_read(&self.endpoint.core)
         return connected
 
     @property
@@ -619,9 +619,9 @@ cdef class Connection:
         """Whether the peer is known to have completed the handshake too."""
         cdef bint confirmed
         with nogil:
-            endpoint_lock(&self.endpoint.core)
+            endpoint_lock_to_read(&self.endpoint.core)
             confirmed = self.c.confirmed
-            endpoint_unlock(&self.endpoint.core)
+            endpoint_unlock_read(&self.endpoint.core)
         return confirmed
 
     @property
@@ -631,12 +631,12 @@ cdef class Connection:
         cdef size_t size
         cdef bytes token
         with nogil:
-            endpoint_lock(&self.endpoint.core)
+            endpoint_lock_to_read(&self.endpoint.core)
             size = self.c.new_token_size
             copy = <uint8_t*> malloc(size + 1)
             if copy is not NULL and size:
                 memcpy(copy, self.c.new_token, size)
-            endpoint_unlock(&self.endpoint.core)
+            endpoint_unlock_read(&self.endpoint.core)
         if copy is NULL:
             raise MemoryError
         token = PyBytes_FromStringAndSize(<const char*> copy, size)
@@ -848,14 +848,8 @@ cdef class Connection:
             now: The time in seconds; None is that of the endpoint's last call.
         """
         cdef Conn c
-        cdef int64_t us
-        self.look(&c)
-        if now is None:
-            with nogil:
-                endpoint_lock(&self.endpoint.core)
-                us = self.endpoint.core.now
-                endpoint_unlock(&self.endpoint.core)
-        else:
+        cdef int64_t us = self.look(&c)
+        if now is not None:
             us = micros(now)
         return stats_to(&c, us)
 
@@ -883,9 +877,15 @@ cdef class Connection:
             self.end = end_to(&c)
         return 0
 
-    cdef void look(self, Conn* out) noexcept:
-        """Copy the record, to be read in peace; what it points to is another's."""
+    cdef int64_t look(self, Conn* out) noexcept:
+        """Copy the record, to be read in peace; what it points to is another's.
+
+        Returns the time of the endpoint's last call.
+        """
+        cdef int64_t now
         with nogil:
-            endpoint_lock(&self.endpoint.core)
+            endpoint_lock_to_read(&self.endpoint.core)
             out[0] = self.c[0]
-            endpoint_unlock(&self.endpoint.core)
+            now = self.endpoint.core.now
+            endpoint_unlock_read(&self.endpoint.core)
+        return now
