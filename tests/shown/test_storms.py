@@ -5,15 +5,27 @@ import contextlib
 import os
 import random
 import socket
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from lightning import (
     AsyncLightning,
+    Lightning,
+    LightningClientConfig,
     QuicAxonInfo,
+    sessions,
 )
+from lightning.errors import (
+    ConnectionClosed,
+    HandshakeRejected,
+    LightningConnectionError,
+)
+from tests.interop.wheel_end import free_port
 from tests.support.census import census, grown
 from tests.support.churn import (
     IMPATIENT,
@@ -22,10 +34,10 @@ from tests.support.churn import (
     churn_blocking,
     vanish,
 )
-from tests.support.identities import VALIDATOR, signer
+from tests.support.identities import MINER_HOTKEY, MINER_SEED, VALIDATOR, signer
 from tests.support.miner_process import MinerProcess
 from tests.support.raw_peer import configuration, frame, raw_client
-from tests.support.waiting import until_async
+from tests.support.waiting import until, until_async
 
 FACES = ("asyncio", "blocking")
 MIB = 1 << 20
@@ -317,3 +329,165 @@ async def test_a_flood_of_first_packets_starves_no_validator(retry):
                 assert (await late.query_axon(miner.axon, request, 10)).success
         spoofer.close()
         assert miner.ask("errors") == []
+
+
+# A miner that is killed, and comes back.
+
+ECHO = {"synapse_type": "echo", "data": {"n": 1}}
+WAIT = {"synapse_type": "wait", "data": {"seconds": 60}}
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_miner_that_was_killed_and_is_back_is_asked_again_at_once(face):
+    """It tells its old validators by a stateless reset that it knows them no more."""
+    with (
+        Lightning(VALIDATOR.ss58_address, signer=VALIDATOR) as client,
+        ThreadPoolExecutor(1) as other,
+    ):
+        with MinerProcess(face) as miner:
+            client.initialize_connections([miner.axon])
+            assert client.query_axon(miner.axon, ECHO, 10)["success"]
+            waiting = other.submit(client.query_axon, miner.axon, WAIT)
+            until(lambda: miner.ask("stats")["streams_in_use"])
+            miner.kill()
+        with MinerProcess(face, miner.axon.port) as miner:
+            began = time.monotonic()
+            # One of the two makes the miner say so; both are told by name.
+            with pytest.raises(ConnectionClosed, match="does not know"):
+                client.query_axon(miner.axon, ECHO)
+            with pytest.raises(ConnectionClosed, match="does not know"):
+                waiting.result(10)
+            assert client.query_axon(miner.axon, ECHO, 10)["success"]
+            assert time.monotonic() - began < 5, "far below every timeout"
+
+
+async def test_a_miner_that_was_killed_and_is_back_when_asked_on_asyncio():
+    async with AsyncLightning(VALIDATOR.ss58_address, signer=VALIDATOR) as client:
+        with MinerProcess() as miner:
+            await client.initialize_connections([miner.axon])
+            waiting = asyncio.ensure_future(client.query_axon(miner.axon, WAIT))
+            assert (await client.query_axon(miner.axon, ECHO, 10)).success
+            miner.kill()
+        with MinerProcess(port=miner.axon.port) as miner:
+            began = time.monotonic()
+            with pytest.raises(ConnectionClosed, match="does not know"):
+                await client.query_axon(miner.axon, ECHO)
+            with pytest.raises(ConnectionClosed, match="does not know"):
+                await waiting
+            assert (await client.query_axon(miner.axon, ECHO, 10)).success
+            assert time.monotonic() - began < 5, "far below every timeout"
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_miner_that_was_killed_and_stays_away_is_given_up(face):
+    """After `unresponsive_timeout`, and not after `idle_timeout`, by name."""
+    config = LightningClientConfig(unresponsive_timeout=1.0, connect_timeout=1.0)
+    with (
+        Lightning(VALIDATOR.ss58_address, signer=VALIDATOR, config=config) as client,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent,
+    ):
+        with MinerProcess(face) as miner:
+            client.initialize_connections([miner.axon])
+            assert client.query_axon(miner.axon, ECHO, 10)["success"]
+            miner.kill()
+        # No ICMP error tells, for somebody has the port.
+        silent.bind((miner.axon.ip, miner.axon.port))
+        began = time.monotonic()
+        with pytest.raises(ConnectionClosed, match="does not answer"):
+            client.query_axon(miner.axon, ECHO)
+        assert time.monotonic() - began < 10
+        with pytest.raises(LightningConnectionError, match="timed out"):
+            client.query_axon(miner.axon, ECHO)
+
+
+# The peer's miner, in a process of its own.
+
+PEER_MINER = """
+import sys, threading, btlightning
+hotkey, seed, port = sys.argv[1], bytes.fromhex(sys.argv[2]), int(sys.argv[3])
+server = btlightning.RustLightningServer(hotkey, "127.0.0.1", port)
+server.set_miner_keypair(seed)
+server.register_synapse_handler("echo", lambda data: data)
+server.start()
+threading.Thread(target=server.serve_forever, daemon=True).start()
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def peer_miner(port: int) -> Iterator[subprocess.Popen]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PEER_MINER, MINER_HOTKEY, MINER_SEED.hex(), str(port)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert process.stdout.readline() == b"ready\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait(10)
+        process.stdin.close()
+        process.stdout.close()
+
+
+@pytest.mark.interop
+def test_a_peers_miner_that_was_killed_and_is_back_is_asked_again(peer):
+    """Its resets prove nothing to us after a restart: its silence does."""
+    config = LightningClientConfig(unresponsive_timeout=1.0)
+    axon = QuicAxonInfo(MINER_HOTKEY, "127.0.0.1", free_port())
+    with Lightning(VALIDATOR.ss58_address, signer=VALIDATOR, config=config) as client:
+        with peer_miner(axon.port):
+            client.initialize_connections([axon])
+            assert client.query_axon(axon, ECHO, 10)["success"]
+        with peer_miner(axon.port):
+            began = time.monotonic()
+            with pytest.raises(ConnectionClosed):
+                client.query_axon(axon, ECHO)
+            assert client.query_axon(axon, ECHO, 10)["success"]
+            assert time.monotonic() - began < 10
+
+
+# Clocks.
+
+
+class Shifted:
+    """The module `time` of a machine whose clock is off."""
+
+    def __init__(self, seconds: int) -> None:
+        self._seconds = seconds
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(time, name)
+
+    def time(self) -> float:
+        return time.time() + self._seconds
+
+
+def check_clocks(axon: QuicAxonInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Lightning(VALIDATOR.ss58_address, signer=VALIDATOR) as client:
+        monkeypatch.setattr(sessions, "time", Shifted(120))
+        with pytest.raises(HandshakeRejected, match="rejected by miner") as raised:
+            client.query_axon(axon, ECHO, 10)
+        assert -121 <= raised.value.clock_skew <= -119
+        assert "s behind ours" in str(raised.value)
+    with Lightning(VALIDATOR.ss58_address, signer=VALIDATOR) as client:
+        monkeypatch.setattr(sessions, "time", Shifted(-120))
+        client.initialize_connections([axon])
+        assert client.query_axon(axon, ECHO, 10)["success"]
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_validator_whose_clock_is_two_minutes_off(face, monkeypatch):
+    """Ahead it is refused, and told by how much its clock differs; behind it is served."""
+    with MinerProcess(face) as miner:
+        check_clocks(miner.axon, monkeypatch)
+
+
+@pytest.mark.interop
+def test_a_validator_of_the_peers_miner_whose_clock_is_two_minutes_off(
+    peer_server, monkeypatch
+):
+    """There it is the same."""
+    check_clocks(QuicAxonInfo.coerce(peer_server()), monkeypatch)
