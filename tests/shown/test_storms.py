@@ -344,7 +344,7 @@ def test_a_miner_that_was_killed_and_is_back_is_asked_again_at_once(face):
         Lightning(VALIDATOR.ss58_address, signer=VALIDATOR) as client,
         ThreadPoolExecutor(1) as other,
     ):
-        with MinerProcess(face) as miner:
+        with MinerProcess(face, free_port()) as miner:
             client.initialize_connections([miner.axon])
             assert client.query_axon(miner.axon, ECHO, 10)["success"]
             waiting = other.submit(client.query_axon, miner.axon, WAIT)
@@ -363,7 +363,7 @@ def test_a_miner_that_was_killed_and_is_back_is_asked_again_at_once(face):
 
 async def test_a_miner_that_was_killed_and_is_back_when_asked_on_asyncio():
     async with AsyncLightning(VALIDATOR.ss58_address, signer=VALIDATOR) as client:
-        with MinerProcess() as miner:
+        with MinerProcess(port=free_port()) as miner:
             await client.initialize_connections([miner.axon])
             waiting = asyncio.ensure_future(client.query_axon(miner.axon, WAIT))
             assert (await client.query_axon(miner.axon, ECHO, 10)).success
