@@ -76,14 +76,10 @@ _SHARED = {
     "unsent_datagrams": Description(
         "counter", (), "Datagrams that the system did not take; they count as lost."
     ),
-    "sent_bytes": Description("counter", (), "Bytes sent, of connections seen."),
-    "received_bytes": Description(
-        "counter", (), "Bytes received, of connections seen."
-    ),
-    "sent_packets": Description("counter", (), "Packets sent, of connections seen."),
-    "lost_packets": Description(
-        "counter", (), "Packets declared lost, of connections seen."
-    ),
+    "sent_bytes": Description("counter", (), "Bytes of datagrams sent."),
+    "received_bytes": Description("counter", (), "Bytes of datagrams received."),
+    "sent_packets": Description("counter", (), "Packets sent."),
+    "lost_packets": Description("counter", (), "Packets declared lost."),
     "socket_receive_buffer_bytes": Description(
         "gauge", (), "What the system grants sockets to receive, the smallest."
     ),
@@ -184,7 +180,6 @@ class Watch:
     _per_peer: bool
     _collector: _Collector
     _endpoints: _Sum = field(default_factory=_Sum)
-    _connections: _Sum = field(default_factory=_Sum)
 
     def close(self) -> None:
         """Stop watching; fine if it has been closed."""
@@ -226,18 +221,6 @@ class Watch:
         ]
         numbers = [connection.numbers() for connection in connections]
         self._endpoints.update(read)
-        self._connections.update(
-            (
-                connection,
-                {
-                    "sent_bytes": n.bytes_sent,
-                    "received_bytes": n.bytes_received,
-                    "sent_packets": n.packets_sent,
-                    "lost_packets": n.packets_lost,
-                },
-            )
-            for connection, n in zip(connections, numbers, strict=True)
-        )
         states = Counter(
             ("active" if n.age else "connecting") if c.is_alive else "closing"
             for c, n in zip(connections, numbers, strict=True)
@@ -251,8 +234,10 @@ class Watch:
         yield "sent_datagrams", (), engine["sent"]
         yield "received_datagrams", (), engine["received"]
         yield "unsent_datagrams", (), engine["not_sent"]
-        for name in ("sent_bytes", "received_bytes", "sent_packets", "lost_packets"):
-            yield name, (), self._connections[name]
+        yield "sent_bytes", (), engine["bytes_sent"]
+        yield "received_bytes", (), engine["bytes_received"]
+        yield "sent_packets", (), engine["packets_sent"]
+        yield "lost_packets", (), engine["packets_lost"]
         if read:
             granted = min(counters["receive_buffer"] for _, counters in read)
             yield "socket_receive_buffer_bytes", (), granted
@@ -320,7 +305,7 @@ def _endpoints_of(face: AsyncLightning | AsyncLightningServer) -> list[Endpoint]
 
 def _counters_of(endpoint: Endpoint) -> dict[str, int]:
     try:
-        counters = {"receive_buffer": 0, **endpoint.stats()}
+        counters = {"receive_buffer": 0, **endpoint.stats(), **endpoint.transferred()}
         latencies = endpoint.latencies
     except RuntimeError:
         # Closed in this very moment: what was read before stands.

@@ -83,8 +83,11 @@ async def test_counters_survive_connections_sockets_and_restarts(
     before = counters(registry)
     assert before["lightning_client_exchanges_total"] == 2
     (connection,) = connections(client)
+    await client.query_axon(axon, {**ECHO, "data": {"b": bytes(100_000)}})
     connection.close()
     assert_no_counter_fell(before, before := counters(registry))
+    name = "lightning_client_sent_bytes_total"
+    assert before[name] > 100_000, "of connections that have ended, too"
     await client.close()
     await server.stop()
     assert_no_counter_fell(before, before := counters(registry))

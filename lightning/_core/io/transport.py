@@ -355,6 +355,7 @@ class Connection(Link):
         self.hang_up()
         self._sending.clear()
         self._last = self._look()
+        self._endpoint.note_end(self._last)
         if self.on_closed is not None:
             self.on_closed(self)
 
@@ -420,6 +421,9 @@ def _check_buffer(size: int) -> None:
         )
 
 
+_TRANSFERRED = ("bytes_sent", "bytes_received", "packets_sent", "packets_lost")
+
+
 class Endpoint:
     """One UDP socket and the connections on it; a client's or a server's.
 
@@ -450,6 +454,8 @@ class Endpoint:
         self.loop = asyncio.get_running_loop()
         self._engine = engine
         self._accept = accept
+        # Of the connections that have ended, what `transferred` tells.
+        self._past = dict.fromkeys(_TRANSFERRED, 0)
         self._driver: Driver | None = None
         self._local: PeerAddr | None = None
         self._timer: asyncio.Handle | None = None
@@ -522,6 +528,24 @@ class Endpoint:
     def is_inherited(self) -> bool:
         """Whether it was opened before a fork, by the parent of this process."""
         return self._driver is not None and self._driver.is_inherited
+
+    def note_end(self, numbers: Numbers) -> None:
+        """Add up what a connection has done that has ended."""
+        for name in _TRANSFERRED:
+            self._past[name] += getattr(numbers, name)
+
+    def transferred(self) -> dict[str, int]:
+        """Return the bytes and packets of all connections ever; any thread may ask.
+
+        Read while a connection ends, it may be without that one's.
+        """
+        total = dict(self._past)
+        for connection in self.connections.values():
+            if connection.is_alive:
+                numbers = connection.numbers()
+                for name in _TRANSFERRED:
+                    total[name] += getattr(numbers, name)
+        return total
 
     def stats(self) -> dict[str, int]:
         """Return counters of the socket and of the engine."""
