@@ -1,7 +1,8 @@
 """A server in a process of its own: it echoes, and holds the GIL when it is told to.
 
 Run with ``python -m tests.support.echo_process``; its port is the first line that it
-prints, and it ends with its standard input.
+prints, and it ends with its standard input. A port and a secret in hexadecimal digits
+may follow.
 """
 
 import asyncio
@@ -60,8 +61,9 @@ class Echo:
 
 async def main() -> None:
     """Serve until standard input ends."""
-    echo = Echo()
-    await echo.endpoint.open(socket.AF_INET, ("127.0.0.1", 0))
+    port, secret = sys.argv[1:] or ("0", "")
+    echo = Echo(reset_secret=bytes.fromhex(secret))
+    await echo.endpoint.open(socket.AF_INET, ("127.0.0.1", int(port)))
     print(echo.endpoint.local_addr.port, flush=True)
     looking = asyncio.create_task(echo.look())
     await asyncio.to_thread(sys.stdin.read)
