@@ -12,6 +12,7 @@ import pytest
 
 from lightning import (
     BtWalletSigner,
+    HandshakeRequest,
     Lightning,
     LightningClientConfig,
     QuicAxonInfo,
@@ -194,6 +195,32 @@ async def test_all_addresses_are_dialled_at_once(make_client, silent_ports):
     )
     assert [miner.outcome for miner in report] == [Reached.TIMED_OUT] * 3
     assert 0.4 <= time.monotonic() - began < 1.1
+
+
+async def test_hotkeys_at_one_address_log_in_at_the_same_time(make_client):
+    """All three are there before the first is answered."""
+    logins = []
+
+    def hold(connection, stream):
+        if len(stream.data) == 5 + int.from_bytes(stream.data[1:5], "big"):
+            logins.append((connection, stream))
+
+    async with raw_server(prepare=lambda s: setattr(s, "_on_data", hold)) as raw:
+        client = make_client()
+        hotkeys = [MINER_HOTKEY, *(signer(n).ss58_address for n in (301, 302))]
+        connecting = asyncio.create_task(
+            client.initialize_connections(
+                [{**raw.axon, "hotkey": hotkey} for hotkey in hotkeys]
+            )
+        )
+        await until_async(lambda: len(logins) == 3)
+        for connection, stream in logins:
+            request = HandshakeRequest.from_payload(stream.data[5:])
+            connection.send(stream.id, raw.honest_login(request), True)
+        report = await connecting
+        assert len(raw.connections) == 1
+        assert [miner.hotkey for miner in report.connected] == [MINER_HOTKEY]
+        assert {miner.outcome for miner in report.failed} == {Reached.WRONG_KEY}
 
 
 async def test_an_unreachable_miner_holds_up_no_query(
