@@ -730,8 +730,12 @@ async def test_the_numbers_of_a_connection(endpoints):
     await until_async(lambda: far.numbers()[9:12] == (5, 0, 1))
     lost = asyncio.get_running_loop().create_future()
     connection.call(frame(2, b"q"), lost)
+    await until_async(lambda: len(server.requests) == 6)
     connection.close("")
     await lost
+    await until_async(lambda: far.numbers()[9:12] == (6, 0, 2))
+    stats = server.endpoint.stats()
+    assert (stats["requests"], stats["failures"]) == (6, 2)
     last = connection.numbers()
     assert last[9:12] == (6, 0, 2)
     assert last.latencies == one.latencies

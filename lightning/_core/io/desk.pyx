@@ -22,7 +22,7 @@ from lightning._core.quic.streams cimport (
     STREAMS_LIMIT, streams_release, streams_resume, streams_send, streams_stop
 )
 from lightning._core.quic.streamtable cimport (
-    BIDI, EVENT_OPENED, EVENT_RESET, EVENT_STOPPED, LIST_EVENTS, Stream,
+    BIDI, EVENT_OPENED, EVENT_RESET, EVENT_STOPPED, LIST_EVENTS, SEND_SEND, Stream,
     list_remove
 )
 from lightning._core.wire.framing cimport HEADER_SIZE, frame_length, is_frame_type
@@ -508,7 +508,7 @@ cdef int desk_look(Call* call, int64_t now) noexcept nogil:
             call.until = 0
             return CALL_WAITS
         due = call.began + call.timeout
-    elif s.sent_at or call.refused:
+    elif s.send_state > SEND_SEND:
         if not call.timeout:
             call.until = 0
             return CALL_WAITS

@@ -34,7 +34,7 @@ from lightning._core.quic.endpoint cimport (
 from lightning._core.quic.sendbuf cimport SEND_COPY_MAX, sendbuf_size
 from lightning._core.quic.streams cimport STREAMS_FULL, STREAMS_LIMIT
 from lightning._core.quic.streamsend cimport send_has_room
-from lightning._core.quic.streamtable cimport LIST_WAITING, Stream, list_push
+from lightning._core.quic.streamtable cimport LIST_WAITING, SEND_SEND, Stream, list_push
 from lightning._core.wire.framing cimport HEADER_SIZE
 from lightning._core.wire.messages cimport decode_raw
 
@@ -147,6 +147,7 @@ cdef class Link:
         cdef Waiter* roused = NULL
         cdef uint64_t begun = 0
         cdef uint64_t failed = 0
+        cdef uint64_t answering = len(self.answering)
         if self.driver is None:
             return
         if not self.is_summed:
@@ -157,6 +158,8 @@ cdef class Link:
             if self.line is not NULL:
                 desk_close(self.line, &self.tally)
                 self.line = NULL
+                self.tally.failed += answering
+                self.driver.desk.tally.failed += answering
                 roused = desk_take_roused(&self.driver.desk)
             self.driver.desk.tally.begun += begun
             self.driver.desk.tally.failed += failed
@@ -243,7 +246,7 @@ cdef class Link:
         with nogil:
             endpoint_lock(&self.driver.endpoint.core)
             s = connection_stream(self.engine.c, stream_id)
-            if s is not NULL and not s.sent_at:
+            if s is not NULL and s.send_state <= SEND_SEND:
                 left = sendbuf_size(&s.send)
             endpoint_unlock(&self.driver.endpoint.core)
         return left
