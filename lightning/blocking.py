@@ -560,6 +560,8 @@ def _wait(gathering: Gathering, connection: Connection, watch: Watch | None) -> 
     try:
         for call in gathering.wait(until):
             return call
-        raise connection.lost() if watch is None else watch.waiting(connection)
+        if watch is None:
+            raise connection.lost()
+        raise watch.waited(is_sending=gathering.is_sending)
     finally:
         gathering.cancel()

@@ -298,14 +298,13 @@ class AsyncLightning(Sessions):
             answer: asyncio.Future[Call] = loop.create_future()
             call = connection.call(frame, answer, timeout)
             del frame  # A large one is freed when it has arrived.
-            await (answer if watch is None else watch.answered(answer, connection))
+            await (answer if watch is None else watch.answered(answer, call))
             response = read_answer(call)
-        except LightningError as error:
-            self._tell(error, axon, call, watch)
-            raise
-        except BaseException:
+        except BaseException as error:
             if call is not None:
                 call.cancel()
+            if isinstance(error, LightningError):
+                self._tell(error, axon, call, watch)
             raise
         return QuicResponse(
             response.success, response.data, call.seconds * 1e3, response.error
@@ -422,11 +421,10 @@ class AsyncLightning(Sessions):
         call: Call | None,
         watch: Watch | None,
     ) -> None:
-        """Say in the error of a query where it happened; the call is dropped."""
+        """Say in the error of a query where it happened."""
         seconds = 0.0
         if call is not None:
             seconds = time.monotonic() - call.began
-            call.cancel()
         elif isinstance(error, RequestTimeout):
             seconds = error.timeout
         if watch is not None:

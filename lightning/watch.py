@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable
 
     from lightning._core.io.links import Call
-    from lightning._core.io.transport import Connection
 
 T = TypeVar("T")
 
@@ -44,10 +43,10 @@ class Watch:
         """Make the error of a query that took too long, while doing this."""
         return RequestTimeout(f"query timed out {phase}", timeout=self.timeout or 0)
 
-    def waiting(self, connection: Connection) -> RequestTimeout:
+    def waited(self, *, is_sending: bool) -> RequestTimeout:
         """Make the error of a query whose answer did not come in time."""
         return self.expired(
-            "while sending" if connection.has_unsent else "while waiting for the answer"
+            "while sending" if is_sending else "while waiting for the answer"
         )
 
     async def reached(self, connection: Awaitable[T]) -> T:
@@ -66,9 +65,7 @@ class Watch:
                 raise
             raise self.expired("while connecting") from None
 
-    async def answered(
-        self, answer: asyncio.Future[Call], connection: Connection
-    ) -> None:
+    async def answered(self, answer: asyncio.Future[Call], call: Call) -> None:
         """Wait for the end of a call.
 
         Raises:
@@ -78,4 +75,4 @@ class Watch:
             async with asyncio.timeout(self.left):
                 await answer
         except TimeoutError:
-            raise self.waiting(connection) from None
+            raise self.waited(is_sending=call.is_sending) from None

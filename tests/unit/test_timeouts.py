@@ -225,3 +225,21 @@ def test_many_calls_end_in_time(start_blocking_server, make_blocking_client, axo
         with pytest.raises(RequestTimeout):
             each.answer()
     assert time.monotonic() - began < 10
+
+
+async def test_a_request_is_not_sent_because_an_earlier_one_was(endpoints, dial):
+    """The records of streams are used again."""
+    server = await endpoints[0]()
+    async with udp_relay("127.0.0.1", server.endpoint.local_addr.port) as relay:
+        connection = await dial(relay.port)
+        for _ in range(20):
+            await call(connection, b"x", 5)
+        relay.is_open = False
+        future = asyncio.get_running_loop().create_future()
+        large = connection.call(frame(2, b"x" * (4 << 20)), future, 0.05)
+        assert large.is_sending
+        await asyncio.sleep(0.1)
+        assert large.is_sending
+        assert not future.done(), "its time has not begun"
+        large.cancel()
+        assert not large.is_sending

@@ -61,6 +61,11 @@ cdef class Gathering:
     def __len__(self):
         return len(self.calls)
 
+    @property
+    def is_sending(self):
+        """Whether any request is not wholly sent yet."""
+        return any([call.is_sending for call in list(self.calls)])
+
     def start(self, Link link not None, bytes frame not None, tag, timeout=None):
         """Begin a call; `flush` or `wait` sends.
 

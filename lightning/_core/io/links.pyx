@@ -672,6 +672,18 @@ cdef class Call:
         raise self.link.lost()
 
     @property
+    def is_sending(self):
+        """Whether the request is not wholly sent yet, or waits for a stream."""
+        cdef DriverBase driver = self.link.driver
+        cdef CallRecord* r = &self.record
+        cdef bint result
+        with nogil:
+            endpoint_lock(&driver.endpoint.core)
+            result = r.line is not NULL and (r.stream is NULL or not r.stream.sent_at)
+            endpoint_unlock(&driver.endpoint.core)
+        return result
+
+    @property
     def began(self):
         """Seconds of time.monotonic() when it was made."""
         return self.record.began / 1e6

@@ -272,6 +272,7 @@ cdef void give_record(StreamMemory* m, Stream* s) noexcept nogil:
     s.events = 0
     s.discards = False
     s.asked = False
+    s.sent_at = 0
     s.our_stop_code = 0
     s.paused = False
     s.stopped = False
