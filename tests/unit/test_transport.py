@@ -772,7 +772,11 @@ async def test_streams_that_fail_are_counted(endpoints):
 async def test_who_is_vouched_for_is_no_stranger(endpoints):
     """One connection of a source at a time is not known; known ones do not count."""
     serve, dial = endpoints
-    server = await serve(max_unauthenticated_per_source=1)
+    server = await serve(
+        max_unauthenticated_per_source=1,
+        max_connections_per_minute=2**40,
+        max_tracked_rate_ips=2**40,
+    )
     await dial(server)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.3):

@@ -57,6 +57,8 @@ STREAM_WINDOW_MAX = 16 * 1024 * 1024
 # Asked of the kernel; it grants what its limits allow.
 SOCKET_BUFFER = 4 * 1024 * 1024
 SMALL_BUFFER = 1024 * 1024
+# Of connections: more than this of one source is no limit.
+ANY_NUMBER = 2**24
 INTERNAL_ERROR = 0x1  # RFC 9000 section 20.1
 
 log = Throttled(logging.getLogger("lightning.transport"))
@@ -743,8 +745,12 @@ class ServerEndpoint(Endpoint):
             max_half_open=config.max_half_open,
             max_connections=config.max_connections,
             retry=config.retry,
-            max_unauthenticated_per_source=config.max_unauthenticated_per_source,
-            max_connections_per_minute=config.max_connections_per_minute,
+            max_unauthenticated_per_source=min(
+                config.max_unauthenticated_per_source, ANY_NUMBER
+            ),
+            max_connections_per_minute=min(
+                config.max_connections_per_minute, ANY_NUMBER
+            ),
             max_tracked_rate_ips=config.max_tracked_rate_ips,
             secret=config.reset_secret,
         )
