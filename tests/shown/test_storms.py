@@ -5,7 +5,6 @@ import contextlib
 import os
 import random
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -34,8 +33,8 @@ from tests.support.churn import (
     churn_blocking,
     vanish,
 )
-from tests.support.identities import MINER_HOTKEY, MINER_SEED, VALIDATOR, signer
-from tests.support.miner_process import MinerProcess
+from tests.support.identities import MINER_HOTKEY, VALIDATOR, signer
+from tests.support.miner_process import MinerProcess, peer_miner
 from tests.support.raw_peer import configuration, frame, raw_client
 from tests.support.waiting import until, until_async
 
@@ -398,38 +397,6 @@ def test_a_miner_that_was_killed_and_stays_away_is_given_up(face):
         assert time.monotonic() - began < 10
         with pytest.raises(LightningConnectionError, match="timed out"):
             client.query_axon(miner.axon, ECHO)
-
-
-# The peer's miner, in a process of its own.
-
-PEER_MINER = """
-import sys, threading, btlightning
-hotkey, seed, port = sys.argv[1], bytes.fromhex(sys.argv[2]), int(sys.argv[3])
-server = btlightning.RustLightningServer(hotkey, "127.0.0.1", port)
-server.set_miner_keypair(seed)
-server.register_synapse_handler("echo", lambda data: data)
-server.start()
-threading.Thread(target=server.serve_forever, daemon=True).start()
-print("ready", flush=True)
-sys.stdin.read()
-"""
-
-
-@contextlib.contextmanager
-def peer_miner(port: int) -> Iterator[subprocess.Popen]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", PEER_MINER, MINER_HOTKEY, MINER_SEED.hex(), str(port)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    try:
-        assert process.stdout.readline() == b"ready\n"
-        yield process
-    finally:
-        process.kill()
-        process.wait(10)
-        process.stdin.close()
-        process.stdout.close()
 
 
 @pytest.mark.interop

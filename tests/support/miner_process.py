@@ -5,6 +5,7 @@ does. It prints its port, and then an answer to each line that it gets.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import logging
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,7 +27,7 @@ from lightning import (
     QuicAxonInfo,
 )
 from tests.support.census import census, resident_of
-from tests.support.identities import MINER, MINER_HOTKEY
+from tests.support.identities import MINER, MINER_HOTKEY, MINER_SEED
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 30.0
@@ -100,6 +102,37 @@ class MinerProcess:
             assert time.monotonic() < deadline, stats
             pause.wait(0.05)
         return stats
+
+
+PEER_MINER = """
+import sys, threading, btlightning
+hotkey, seed, port = sys.argv[1], bytes.fromhex(sys.argv[2]), int(sys.argv[3])
+server = btlightning.RustLightningServer(hotkey, "127.0.0.1", port)
+server.set_miner_keypair(seed)
+server.register_synapse_handler("echo", lambda data: data)
+server.start()
+threading.Thread(target=server.serve_forever, daemon=True).start()
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def peer_miner(port: int) -> Iterator[None]:
+    """Run a miner of the peer's in a process of its own, which is killed at the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PEER_MINER, MINER_HOTKEY, MINER_SEED.hex(), str(port)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert process.stdout.readline() == b"ready\n"
+        yield
+    finally:
+        process.kill()
+        process.wait(10)
+        process.stdin.close()
+        process.stdout.close()
 
 
 async def _wait(data: dict[str, Any]) -> dict[str, Any]:
