@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import random
 import socket
@@ -35,9 +36,11 @@ from tests.support.churn import (
 )
 from tests.support.identities import MINER_HOTKEY, VALIDATOR, signer
 from tests.support.miner_process import MinerProcess, peer_miner
-from tests.support.raw_peer import configuration, frame, raw_client
+from tests.support.raw_peer import configuration, frame, is_accepted, raw_client
 from tests.support.waiting import until, until_async
 
+ECHO = {"synapse_type": "echo", "data": {"n": 1}}
+WAIT = {"synapse_type": "wait", "data": {"seconds": 60}}
 FACES = ("asyncio", "blocking")
 MIB = 1 << 20
 SEED = int(os.environ.get("LIGHTNING_STORM_SEED", "6"))
@@ -171,6 +174,25 @@ def test_reconnects_leave_nothing_behind(face):
 def test_a_thousand_reconnects_leave_nothing_behind(face):
     """The same with 1 000 connections."""
     run_storm(face, 1000)
+
+
+async def test_two_processes_with_one_hotkey_that_come_back_by_themselves_tire(
+    start_server, make_client, axon_of
+):
+    """Each is replaced by the other, and the pauses between that become longer."""
+    server = await start_server()
+    settings = {"background_reconnect": True, "reconnect_initial_backoff": 0.05}
+    clients = [make_client(VALIDATOR, **settings) for _ in range(2)]
+    axon = axon_of(server)
+    for client in clients:
+        await client.initialize_connections([axon])
+    counted = []
+    for _ in range(2):
+        before = server._endpoint.stats()["received"]
+        await asyncio.sleep(1)  # Nothing tells that something does not happen.
+        counted.append(server._endpoint.stats()["received"] - before)
+    # A fight without pauses takes hundreds of connections a second.
+    assert counted[1] <= counted[0] < 200, counted
 
 
 async def test_two_processes_with_one_hotkey_do_not_fight_for_ever(
@@ -330,10 +352,146 @@ async def test_a_flood_of_first_packets_starves_no_validator(retry):
         assert miner.ask("errors") == []
 
 
-# A miner that is killed, and comes back.
+# Dials and logins that fail, and much of everything.
 
-ECHO = {"synapse_type": "echo", "data": {"n": 1}}
-WAIT = {"synapse_type": "wait", "data": {"seconds": 60}}
+
+@pytest.mark.parametrize("face", FACES)
+def test_strangers_with_bad_logins_leave_nothing_behind(face):
+    """Neither the connections nor anything that they were counted by."""
+
+    async def knock(count: int) -> None:
+        for number in range(count):
+            async with raw_client(miner.axon.port) as stranger:
+                answer = await stranger.login(
+                    signer(number), nonce=f"{number:032x}", signature="AAAA"
+                )
+                assert not is_accepted(answer)
+
+    with asyncio.Runner() as loop, MinerProcess(face, **IMPATIENT) as miner:
+        loop.run(knock(20))
+        miner.until(lambda stats: not stats["connections"])
+        before = miner.ask("census")
+        loop.run(knock(100))
+        miner.until(lambda stats: not stats["connections"])
+        more = grown(before, miner.ask("census"), memory=2 * MIB, allowed=KEPT)
+        assert more == {}
+        assert miner.ask("errors") == []
+
+
+@pytest.mark.parametrize(
+    "silent",
+    [
+        pytest.param(False, id="closed"),
+        # Each is remembered for some seconds.
+        pytest.param(True, id="silent", marks=pytest.mark.soak),
+    ],
+)
+async def test_dials_that_fail_leave_nothing_behind(silent):
+    """To a port that is closed, or where nobody answers."""
+    config = LightningClientConfig(
+        connect_timeout=0.02,
+        reconnect_initial_backoff=0.000001,
+        reconnect_max_backoff=0.000001,
+        reconnect_slow_probe_interval=0.000001,
+    )
+    axon = QuicAxonInfo(MINER_HOTKEY, "127.0.0.1", free_port())
+    with contextlib.ExitStack() as stack:
+        if silent:
+            sock = stack.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+            sock.bind((axon.ip, axon.port))
+        async with AsyncLightning(
+            VALIDATOR.ss58_address, signer=VALIDATOR, config=config
+        ) as client:
+            before = None
+            for count in (10, 100):
+                for _ in range(count):
+                    with pytest.raises(LightningConnectionError):
+                        await client.query_axon(axon, ECHO)
+                await until_async(lambda: not client_holds(client))
+                now = census(client)
+                before = before or now
+            assert grown(before, now, memory=2 * MIB, allowed=KEPT) == {}
+
+
+def client_holds(client: AsyncLightning) -> int:
+    """Return how many connections there are for a client, closing ones included."""
+    return census(client)["tables"].get("engine.connections", 0)
+
+
+async def ask_again_and_again(face: str, count: int) -> None:
+    with MinerProcess(face) as miner:
+        async with AsyncLightning(VALIDATOR.ss58_address, signer=VALIDATOR) as client:
+            before = None
+            for number in range(count):
+                answer = await client.query_axon(
+                    miner.axon, {"synapse_type": "async", "data": {"n": number}}, 20
+                )
+                assert answer.data["n"] == number
+                if number == count // 5:
+                    before = census(client), miner.ask("census")
+            after = census(client), miner.ask("census")
+            for then, now in zip(before, after, strict=True):
+                # The last one may have been answered this very moment.
+                allowed = {**KEPT, "*.ServerExchange": 1}
+                assert grown(then, now, memory=MIB, allowed=allowed) == {}
+
+
+@pytest.mark.parametrize("face", FACES)
+async def test_a_long_connection_keeps_nothing_of_its_requests(face):
+    """5 000 requests one after the other, all on one connection."""
+    await ask_again_and_again(face, 5000)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("face", FACES)
+async def test_a_very_long_connection_keeps_nothing_of_its_requests(face):
+    """The same with 50 000."""
+    await ask_again_and_again(face, 50_000)
+
+
+async def test_nothing_under_way_is_collected_as_garbage(start_server, connect):
+    """Whoever waits is referred to by what will wake it."""
+
+    async def later(data):
+        await asyncio.sleep(0.001)
+        return data
+
+    server = await start_server(
+        lambda server: server.register_async_synapse_handler("later", later)
+    )
+    client, axon = await connect(server)
+
+    async def ask(number: int) -> None:
+        for _ in range(5):
+            request = {"synapse_type": "later", "data": {"n": number}}
+            assert (await client.query_axon(axon, request, 10)).data["n"] == number
+
+    asking = asyncio.gather(*[ask(number) for number in range(50)])
+    while not asking.done():
+        gc.collect()
+        await asyncio.sleep(0)
+    await asking
+
+
+async def test_empty_datagrams_starve_nobody():
+    """20 000 of them, at the miner and at the validator."""
+    with MinerProcess() as miner:
+        async with AsyncLightning(VALIDATOR.ss58_address, signer=VALIDATOR) as client:
+            await client.initialize_connections([miner.axon])
+            (endpoint,) = client._endpoints.values()
+            targets = [
+                (miner.axon.ip, miner.axon.port),
+                ("127.0.0.1", endpoint.local_addr.port),
+            ]
+            with socket.socket(type=socket.SOCK_DGRAM) as sock:
+                for _ in range(100):
+                    for target in targets * 100:
+                        sock.sendto(b"", target)
+                    assert (await client.query_axon(miner.axon, ECHO, 10)).success
+        assert miner.ask("errors") == []
+
+
+# A miner that is killed, and comes back.
 
 
 @pytest.mark.parametrize("face", FACES)

@@ -168,7 +168,7 @@ class Months:
             self.gone == VALIDATORS
             and server is not None
             and server.is_started
-            and not server._endpoint.connections
+            and not server._endpoint.stats()["connections"]
         )
 
 
