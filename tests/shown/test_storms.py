@@ -163,10 +163,9 @@ def run_storm(face: str, count: int) -> None:
             loop.run(storm(miner.axon, count, SEED + 100))
 
 
-@pytest.mark.parametrize("face", FACES)
-def test_reconnects_leave_nothing_behind(face):
+def test_reconnects_leave_nothing_behind():
     """Of eight validators, which are back before the miner knows that they were gone."""
-    run_storm(face, 160)
+    run_storm("asyncio", 160)
 
 
 @pytest.mark.soak
@@ -535,15 +534,14 @@ async def test_a_miner_that_was_killed_and_is_back_when_asked_on_asyncio():
             assert time.monotonic() - began < 5, "far below every timeout"
 
 
-@pytest.mark.parametrize("face", FACES)
-def test_a_miner_that_was_killed_and_stays_away_is_given_up(face):
+def test_a_miner_that_was_killed_and_stays_away_is_given_up():
     """After `unresponsive_timeout`, and not after `idle_timeout`, by name."""
     config = LightningClientConfig(unresponsive_timeout=1.0, connect_timeout=1.0)
     with (
         Lightning(VALIDATOR.ss58_address, signer=VALIDATOR, config=config) as client,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent,
     ):
-        with MinerProcess(face) as miner:
+        with MinerProcess() as miner:
             client.initialize_connections([miner.axon])
             assert client.query_axon(miner.axon, ECHO, 10)["success"]
             miner.kill()
