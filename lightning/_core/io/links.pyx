@@ -631,8 +631,8 @@ cdef class Call:
         """Leave the desk. After this the record is this object's alone."""
         cdef DriverBase driver = self.link.driver
         cdef CallRecord* r = &self.record
-        if r.user is NULL or r.outcome == CALL_CANCELLED:
-            return 0
+        if r.user is NULL or r.outcome == CALL_CANCELLED or r.group is not NULL:
+            return 0  # In a group, it is the Gathering's to cancel.
         if r.wakes and load32(&r.waiter.state) & WAITER_ROUSED:
             return 0
         with nogil:
