@@ -288,7 +288,7 @@ class Answers:
         if not task.cancelled() and (error := task.exception()) is not None:
             self.log.error("%s failed", task.get_name(), exc_info=error)
 
-    async def _work(self) -> None:
+    async def _work(self) -> None:  # noqa: C901 - every request's: no call too many.
         """Run async handlers, one after the other while none of them has to wait."""
         task = cast("asyncio.Task[None]", asyncio.current_task())
         waiting = self._waiting
@@ -320,7 +320,9 @@ class Answers:
                     except BaseException as error:
                         self._fail(exchange, handler, error)
                     finally:
-                        self.drop(exchange)
+                        self.running.pop(exchange, None)
+                        if self.on_end is not None:
+                            self.on_end(exchange)
                         self.tasks[task] = None
                         ended = time.monotonic()
                         handler.tally.seconds += ended - started
