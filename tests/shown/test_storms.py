@@ -62,7 +62,7 @@ KEPT = {
 }
 
 # malloc keeps some of what threads have freed for them.
-MEMORY = {"asyncio": 3 * MIB, "blocking": 48 * MIB}
+MEMORY = {"asyncio": 6 * MIB, "blocking": 48 * MIB}
 
 
 @contextlib.contextmanager
