@@ -1,6 +1,7 @@
 """A miner's months, in minutes: validators come and go, and nothing is left of them."""
 
 import asyncio
+import gc
 import logging
 import os
 import random
@@ -169,8 +170,10 @@ class Months:
         server = self.server
         if self.gone < VALIDATORS or server is None or not server.is_started:
             return False
+        # What a dead connection has goes with Python's cycles, and with handlers that
+        # were cut off.
+        gc.collect()
         stats = server._endpoint.stats()
-        # What handlers that were cut off hold goes with them.
         return not stats["connections"] and stats["blocks_in_use"] <= 4
 
 
