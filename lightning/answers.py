@@ -217,23 +217,26 @@ class Answers:
         pause = min(max(self._timeout / 50, 0.005), 1)
         while True:
             await asyncio.sleep(pause)
-            now = time.monotonic()
-            # All have the same time limit: the oldest are first.
-            while self.running:
-                try:
-                    exchange, (handler, deadline) = next(iter(self.running.items()))
-                except (RuntimeError, StopIteration):
-                    continue  # A thread has changed it in between.
-                if deadline > now:
-                    break
-                self.running.pop(exchange, None)
-                if exchange.cancelled:
-                    continue
-                self.log.warning("handler %r timed out", handler.name)
-                handler.tally.timed_out += 1
-                if (drop := exchange.on_cancel) is not None:
-                    drop()
-                fail(exchange, ERROR_TIMEOUT, handler)
+            self._expire(time.monotonic())
+
+    def _expire(self, now: float) -> None:
+        # A function of its own: the loop above would hold on to the last request.
+        # All have the same time limit: the oldest are first.
+        while self.running:
+            try:
+                exchange, (handler, deadline) = next(iter(self.running.items()))
+            except (RuntimeError, StopIteration):
+                continue  # A thread has changed it in between.
+            if deadline > now:
+                break
+            self.running.pop(exchange, None)
+            if exchange.cancelled:
+                continue
+            self.log.warning("handler %r timed out", handler.name)
+            handler.tally.timed_out += 1
+            if (drop := exchange.on_cancel) is not None:
+                drop()
+            fail(exchange, ERROR_TIMEOUT, handler)
 
     @property
     def awaited(self) -> int:

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import threading
 import time
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -230,3 +231,27 @@ async def test_what_waited_too_long_for_a_thread_is_answered_and_never_begun():
     assert stuck.started == [0]
     assert not answers.running
     assert [len(exchange.frames) for exchange in exchanges] == [1, 1, 1]
+
+
+async def test_looking_for_late_requests_keeps_none_of_them():
+    """Who looks at a request that has time left forgets it until it looks again."""
+    answers = Answers(LightningServerConfig(handler_timeout_secs=1), lambda: None)
+    handler = HandlerTable().add("h", lambda data: data)
+    looking = asyncio.create_task(answers.expire())
+    looked = []
+
+    class Watched(dict):
+        def items(self):
+            looked.append(1)
+            return super().items()
+
+    answers.running = Watched()
+    exchange = Exchange()
+    answers.running[exchange] = handler, time.monotonic() + 60
+    await until_async(lambda: looked)
+    del answers.running[exchange]
+    gone = weakref.ref(exchange)
+    del exchange
+    assert gone() is None
+    looking.cancel()
+    answers.pool.shutdown(wait=True)
