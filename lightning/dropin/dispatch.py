@@ -40,14 +40,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from lightning.binding import code_of
 from lightning.dropin.gate import Gate, Ticket
+from lightning.dropin.threadpool import PriorityThreadPoolExecutor
 from lightning.logs import Throttled
 from lightning.running import Cancellation
 from lightning.work import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from lightning.dropin.threadpool import PriorityThreadPoolExecutor
 
 __all__ = ["Dispatch", "Outcome", "Route", "authentic"]
 
@@ -188,7 +187,8 @@ class Dispatch:
             and ``forward_class_types`` are looked up at each request.
         default_verify: The function behind the axon's method of that name, if it is
             not overridden; it is not run for callers that are known anyway.
-        threads: Run plain functions.
+        threads: Run plain forward functions.
+        most_workers: Of these at once, on all transports together.
         most_waiting: Requests that may wait for one of the threads.
         most_async: Async forward functions that run at once; None for any number.
     """
@@ -208,8 +208,14 @@ class Dispatch:
         self._threads = threads
         self._routes: dict[str, Route] = {}
         self._log = Throttled(log)
+        # Forward functions, however many wait, do not hold up what sorts them.
+        self._checkers = PriorityThreadPoolExecutor(max_workers=most_workers)
         self.gate = Gate(most_workers, most_waiting)
         self.async_gate = None if most_async is None else Gate(most_async, most_waiting)
+
+    def rest(self) -> None:
+        """Let threads end that have nothing to do."""
+        self._checkers.rest()
 
     # What there is.
 
@@ -296,29 +302,24 @@ class Dispatch:
         elapsed = time.perf_counter() - began
         return _told(synapse, 408, f"Response timeout after: {timeout}s", elapsed)
 
-    def busy(self, synapse: Any, began: float) -> Outcome:
-        """Make the outcome of a request for which there is no room."""
+    def refusal(self) -> Refusal:
+        """Make the refusal of a request for which there is no room."""
+        most = self.gate.most_waiting
         self._log.warning(
-            "all %d workers are busy and %d requests wait: further ones are refused",
-            self.gate.most,
-            self.gate.most_waiting,
-            burst=1,
+            "%d requests wait for a worker: further ones are refused", most, burst=1
         )
-        elapsed = time.perf_counter() - began
-        return _told(synapse, 503, self.busy_text, elapsed)
+        return Refusal(503, f"Service busy: {most} requests wait already")
 
-    @property
-    def busy_text(self) -> str:
-        """The message of a request for which there is no room."""
-        return f"Service busy: {self.gate.most_waiting} requests wait already"
-
-    def outcome(self, synapse: Any, result: Any, began: float) -> Outcome:
+    def outcome(
+        self, synapse: Any, result: Any, began: float, *, may_stream: bool = True
+    ) -> Outcome:
         """Make the outcome of a request for which the forward function returned.
 
         Args:
             synapse: The request's.
             result: What the function returned: a synapse, or a response with one.
             began: When the function was called, by ``time.perf_counter()``.
+            may_stream: Whether a response is an answer to the request.
 
         Raises:
             TypeError: It returned something else.
@@ -328,6 +329,8 @@ class Dispatch:
             if not hasattr(result, "token_streamer"):
                 kind = type(result).__name__
                 raise TypeError(f"a forward function must return a synapse, not {kind}")
+            if not may_stream:
+                raise TypeError("only a streaming synapse can be answered by a stream")
             response, result = result, getattr(result, "synapse", None) or synapse
         elapsed = time.perf_counter() - began
         terminal = result.axon
@@ -345,7 +348,13 @@ class Dispatch:
     # On the event loop.
 
     async def run(
-        self, synapse: Any, name: str, *, is_authenticated: bool, timeout: float | None
+        self,
+        synapse: Any,
+        name: str,
+        *,
+        is_authenticated: bool,
+        timeout: float | None,
+        may_stream: bool = True,
     ) -> Outcome:
         """Run the functions for a request; to be awaited on the axon's event loop.
 
@@ -355,6 +364,7 @@ class Dispatch:
             is_authenticated: Whether ``synapse.dendrite.hotkey`` is proven; otherwise
                 the verification must find out.
             timeout: Seconds that the caller waits; None for no limit.
+            may_stream: Whether a streaming response is an answer to it.
 
         Returns:
             What became of it, whatever that is; only a cancellation is raised.
@@ -369,9 +379,9 @@ class Dispatch:
             async with limit:
                 hotkey = synapse.dendrite.hotkey or ""
                 priority = await self._check(route, synapse, is_authenticated)
-                if route.forward.is_async:
-                    return await self._forward(route, synapse, hotkey, priority)
-                return await self._in_thread(route, synapse, hotkey, priority)
+                answer = self._on_loop if route.forward.is_async else self._in_thread
+                began_at, result = await answer(route, synapse, hotkey, priority)
+                return self.outcome(synapse, result, began_at, may_stream=may_stream)
         except BaseException as error:
             if watch.passes(error):
                 raise
@@ -412,7 +422,7 @@ class Dispatch:
             run = contextvars.copy_context().run
             loop = asyncio.get_running_loop()
             result = await loop.run_in_executor(
-                self._threads, run, step.function, synapse
+                self._checkers, run, step.function, synapse
             )
         step.note_run(time.perf_counter() - began)
         if isinstance(result, Awaitable):
@@ -420,9 +430,9 @@ class Dispatch:
             result = await result
         return result
 
-    async def _forward(
+    async def _on_loop(
         self, route: Route, synapse: Any, hotkey: str, priority: float
-    ) -> Outcome:
+    ) -> tuple[float, Any]:
         """Run an async forward function, when it has its turn."""
         gate = self.async_gate
         if gate is None or gate.begin():
@@ -435,8 +445,7 @@ class Dispatch:
             end = partial(gate.end, ticket)
         try:
             began = time.perf_counter()
-            result = await route.forward.function(synapse)
-            return self.outcome(synapse, result, began)
+            return began, await route.forward.function(synapse)
         finally:
             for following in end():
                 if not following.request.done():
@@ -449,9 +458,9 @@ class Dispatch:
         if verdict is Verdict.RUN:
             return
         if verdict is Verdict.BUSY:
-            raise Refusal(503, self.busy_text)
+            raise self.refusal()
         if displaced is not None and not displaced.request.done():
-            displaced.request.set_exception(Refusal(503, self.busy_text))
+            displaced.request.set_exception(self.refusal())
         try:
             await turn
         except asyncio.CancelledError:
@@ -464,10 +473,10 @@ class Dispatch:
 
     async def _in_thread(
         self, route: Route, synapse: Any, hotkey: str, priority: float
-    ) -> Outcome:
+    ) -> tuple[float, Any]:
         """Run a plain forward function in a thread, when it has its turn."""
         if route.is_ping:
-            return self.outcome(synapse, ping(synapse), time.perf_counter())
+            return time.perf_counter(), ping(synapse)
         job = _LoopJob(route, synapse, asyncio.get_running_loop())
         gate = self.gate
         if gate.begin():
@@ -478,20 +487,18 @@ class Dispatch:
             if verdict is Verdict.RUN:
                 self._threads.submit(self.work, job, ticket, priority=priority)
             elif verdict is Verdict.BUSY:
-                return self.busy(synapse, job.began)
+                raise self.refusal()
             elif displaced is not None:
-                displaced.request.refuse()
+                displaced.request.refuse(self.refusal())
             job.withdraw = partial(gate.withdraw, ticket)
         try:
             began, result = await job.done
-        except Refusal:
-            return self.busy(synapse, job.began)
         finally:
             job.cancel()
         if isinstance(result, Awaitable):
             route.forward.is_async, route.is_plain = True, False
             result = await result
-        return self.outcome(synapse, result, began)
+        return began, result
 
     # In threads.
 
@@ -533,8 +540,9 @@ class _LoopJob:
         self._route = self._synapse = None
         self.withdraw()
 
-    def refuse(self) -> None:
-        self._tell(self._set_error, Refusal(503, ""))
+    def refuse(self, refusal: Refusal) -> None:
+        """Have it not begun, for want of room; from any thread."""
+        self._tell(self._set_error, refusal)
 
     def execute(self) -> None:
         route, synapse = self._route, self._synapse
