@@ -103,9 +103,11 @@ class Synapse(BaseModel):
     total_size: int | None = Field(default=0, title="total_size", repr=False)
     header_size: int | None = Field(default=0, title="header_size", repr=False)
     dendrite: TerminalInfo | None = Field(
-        default=TerminalInfo(), title="dendrite", repr=False
+        default_factory=TerminalInfo, title="dendrite", repr=False
     )
-    axon: TerminalInfo | None = Field(default=TerminalInfo(), title="axon", repr=False)
+    axon: TerminalInfo | None = Field(
+        default_factory=TerminalInfo, title="axon", repr=False
+    )
     computed_body_hash: str | None = Field(
         default="", title="computed_body_hash", frozen=True, repr=False
     )

@@ -1,0 +1,422 @@
+"""Synapses and what travels: their own fields, and one key for what is about the call.
+
+A request's ``data`` has the fields that a synapse's class adds to `Synapse`, and under
+`RESERVED` a map with ``timeout``, ``uuid``, ``nonce`` and ``version`` of the dendrite. An
+answer has fields, and under the same key ``status_code``, ``status_message``,
+``process_time``, and ``partial``: fields that are missing are as in the request.
+
+======================================  =============================================
+A value                                 travels as
+======================================  =============================================
+None, bool, int, float, str, bytes      itself
+list, tuple, set, frozenset             an array
+dict                                    a map
+a pydantic model, a dataclass           a map of its fields
+an Enum's member                        its value
+date, time, timedelta, UUID, Decimal    the text that pydantic writes to JSON
+a numpy array                           ``{"__ndarray__": [dtype, shape, bytes]}``
+======================================  =============================================
+
+The class's own validation makes values of its types from these. It works for bittensor's
+synapses as well: what counts is the shape.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import types
+import typing
+from typing import TYPE_CHECKING, Any, Final, Literal, Union, get_args, get_origin
+from weakref import WeakKeyDictionary
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+from lightning.dropin.exceptions import SynapseParsingError
+from lightning.dropin.synapse import TerminalInfo
+from lightning.errors import EncodeTypeError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["NDARRAY", "RESERVED", "Plan", "plan_of", "set_terminals", "terminal"]
+
+RESERVED: Final = "_lightning"
+"""The key for what is about the call. No field of a pydantic model can be called so."""
+
+NDARRAY: Final = "__ndarray__"
+
+_BASE: Final = frozenset(
+    {
+        "name",
+        "timeout",
+        "total_size",
+        "header_size",
+        "dendrite",
+        "axon",
+        "computed_body_hash",
+    }
+)
+_SCALARS: Final = frozenset({str, bytes, int, float, bool, type(None)})
+# Deeper than that is no data, or holds itself.
+_DEPTH: Final = 64
+
+_new = object.__new__
+_set = object.__setattr__
+
+
+def terminal(cls: type[Any] = TerminalInfo, **fields: Any) -> Any:
+    """Make a terminal without validating its fields.
+
+    Args:
+        cls: `TerminalInfo`, or bittensor's.
+        fields: Those that are known, of their types; the others are None.
+    """
+    made = _new(cls)
+    values = dict.fromkeys(cls.model_fields)
+    values.update(fields)
+    _set(made, "__dict__", values)
+    _set(made, "__pydantic_fields_set__", set(fields))
+    _set(made, "__pydantic_extra__", None)
+    _set(made, "__pydantic_private__", None)
+    return made
+
+
+def set_terminals(synapse: Any, dendrite: Any, axon: Any) -> None:
+    """Set both ends without validating them."""
+    synapse.__dict__["dendrite"] = dendrite
+    synapse.__dict__["axon"] = axon
+    synapse.__pydantic_fields_set__.update(("dendrite", "axon"))
+
+
+class Plan:
+    """How synapses of one class travel; made by `plan_of`.
+
+    Attributes:
+        kind: The class.
+        name: Where requests go: the name of the class.
+        is_streaming: Whether answers come in pieces.
+        own: The names of the fields that travel.
+        terminal_class: `TerminalInfo`, or bittensor's.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_dumps",
+        "_frozen",
+        "_names",
+        "_own_init",
+        "_plain",
+        "_validate",
+        "is_streaming",
+        "kind",
+        "name",
+        "own",
+        "terminal_class",
+    )
+
+    def __init__(self, kind: type[Any]) -> None:
+        fields = kind.model_fields
+        self.kind = kind
+        self.name = kind.__name__
+        self.is_streaming = hasattr(kind, "process_streaming_response")
+        self.own = tuple(name for name in fields if name not in _BASE)
+        self.terminal_class = _terminal_class(fields.get("dendrite"))
+        all_frozen = bool(kind.model_config.get("frozen"))
+        self._names = frozenset(self.own)
+        self._frozen = frozenset(
+            name for name in self.own if all_frozen or fields[name].frozen
+        )
+        self._plain = frozenset(
+            name for name in self.own if _is_plain(fields[name].annotation)
+        )
+        made = kind.__pydantic_decorators__
+        self._dumps = bool(made.field_serializers or made.model_serializers) or (
+            kind.model_dump is not BaseModel.model_dump
+        )
+        self._own_init = kind.__init__ is not BaseModel.__init__
+        self._validate = kind.__pydantic_validator__.validate_python
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
+
+    # At the dendrite.
+
+    def request_data(self, synapse: Any, meta: dict[str, Any]) -> dict[str, Any]:
+        """Return the data of a request.
+
+        Args:
+            synapse: Of this class.
+            meta: Goes under `RESERVED`.
+
+        Raises:
+            EncodeTypeError: A field has a value that cannot travel.
+        """
+        data = self._dump(synapse)
+        data[RESERVED] = meta
+        return data
+
+    def fill(self, local: Any, data: dict[str, Any]) -> dict[str, Any] | None:
+        """Set the fields of a request's synapse to those of the answer.
+
+        Frozen fields keep the caller's value, unknown ones are dropped. Fields that are
+        missing take the class's defaults, or stay as they are in a ``partial`` answer.
+
+        Args:
+            local: The synapse that was sent.
+            data: Of the answer; what is under `RESERVED` is taken out.
+
+        Returns:
+            What was under `RESERVED`; None if the other end does not know it.
+
+        Raises:
+            SynapseParsingError: The fields do not fit the class; nothing was changed.
+        """
+        meta = _meta(data)
+        values = local.__dict__
+        if meta is not None and meta.get("partial") is True:
+            given = {name: values[name] for name in self.own if name in values}
+            changed = self._names.intersection(data)
+            for name in changed:
+                given[name] = _restored(data[name])
+            if not changed:
+                return meta
+        else:
+            given = self._given(data)
+        made = self._make(given).__dict__
+        for name in self.own:
+            if name not in self._frozen and name in made:
+                values[name] = made[name]
+        local.__pydantic_fields_set__.update(self._names - self._frozen)
+        return meta
+
+    # At the axon.
+
+    def build(
+        self, data: dict[str, Any], dendrite: Any = None, axon: Any = None
+    ) -> tuple[Any, dict[str, Any] | None]:
+        """Make the synapse of a request.
+
+        Args:
+            data: Of the request; what is under `RESERVED` is taken out.
+            dendrite: The terminal of who asks; None for an empty one.
+            axon: The terminal of who is asked; likewise.
+
+        Returns:
+            The synapse, and what was under `RESERVED`.
+
+        Raises:
+            SynapseParsingError: The fields do not fit the class.
+        """
+        meta = _meta(data)
+        given = self._given(data)
+        # Whole ones are taken as they are; empty ones would have to be made.
+        given["dendrite"] = (
+            terminal(self.terminal_class) if dendrite is None else dendrite
+        )
+        given["axon"] = terminal(self.terminal_class) if axon is None else axon
+        return self._make(given), meta
+
+    def answer_data(
+        self, synapse: Any, data: dict[str, Any] | None, meta: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """Return the data of an answer.
+
+        Args:
+            synapse: The answer; of any class.
+            data: Of the request, if fields that are the same may be left out.
+            meta: Goes under `RESERVED`; None for a client that does not know it, which
+                gets all fields.
+        """
+        plan = self if type(synapse) is self.kind else plan_of(type(synapse))
+        answer = plan._dump(synapse)
+        if meta is None:
+            return answer
+        if data is not None and plan is self:
+            for name in list(answer):
+                if name in data and _is_same(answer[name], data[name]):
+                    del answer[name]
+            meta = {**meta, "partial": True}
+        answer[RESERVED] = meta
+        return answer
+
+    # How.
+
+    def _given(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the own fields out of data that somebody sent."""
+        plain = self._plain
+        return {
+            name: data[name] if name in plain else _restored(data[name])
+            for name in self.own
+            if name in data
+        }
+
+    def _make(self, given: dict[str, Any]) -> Any:
+        try:
+            return self.kind(**given) if self._own_init else self._validate(given)
+        except ValidationError as error:
+            raise SynapseParsingError(_told(self.name, error)) from error
+        except (TypeError, ValueError, AttributeError, KeyError) as error:
+            # Of a validator that a user wrote.
+            raise SynapseParsingError(f"{self.name}: {error}") from error
+
+    def _dump(self, synapse: Any) -> dict[str, Any]:
+        """Return the own fields as they travel."""
+        if self._dumps:
+            dumped = synapse.model_dump()
+            return {
+                name: _wire(dumped[name], name) for name in self.own if name in dumped
+            }
+        values, plain = synapse.__dict__, self._plain
+        return {
+            name: values[name] if name in plain else _wire(values[name], name)
+            for name in self.own
+            if name in values
+        }
+
+
+_plans: WeakKeyDictionary[type[Any], Plan] = WeakKeyDictionary()
+
+
+def plan_of(kind: type[Any]) -> Plan:
+    """Return how synapses of a class travel, worked out once.
+
+    Raises:
+        TypeError: It is no class of synapses.
+    """
+    plan = _plans.get(kind)
+    if plan is None:
+        fields = getattr(kind, "model_fields", None)
+        if not isinstance(fields, dict) or not {"dendrite", "axon"} <= fields.keys():
+            raise TypeError(
+                f"{getattr(kind, '__name__', kind)!r} is no synapse: derive it from "
+                "lightning.Synapse"
+            )
+        plan = _plans[kind] = Plan(kind)
+    return plan
+
+
+def _terminal_class(field: Any) -> type[Any]:
+    for kind in (
+        getattr(field, "annotation", None),
+        *get_args(field and field.annotation),
+    ):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return TerminalInfo
+
+
+def _is_plain(annotation: Any) -> bool:
+    """Say if what validation gives for an annotation travels as it is."""
+    if annotation in _SCALARS or annotation is None:
+        return True
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is typing.Annotated:
+        return _is_plain(args[0])
+    if origin in (Union, types.UnionType, list):
+        return all(map(_is_plain, args))
+    if origin is dict:
+        return args[0] is str and _is_plain(args[1])
+    return origin is Literal and all(type(value) in _SCALARS for value in args)
+
+
+def _meta(data: dict[str, Any]) -> dict[str, Any] | None:
+    meta = data.pop(RESERVED, None)
+    return meta if isinstance(meta, dict) else None
+
+
+def _is_same(value: Any, sent: Any) -> bool:
+    # True equals 1, and 1.0 as well; what is inside of containers is not looked at.
+    return (
+        type(value) is type(sent)
+        and type(value) in _SCALARS
+        and (value is sent or value == sent)
+    )
+
+
+def _told(name: str, error: ValidationError) -> str:
+    """Say which fields are wrong and how, without their values."""
+    parts = [
+        f"{'.'.join(map(str, each['loc'])) or name}: {each['msg']}"
+        for each in error.errors(
+            include_url=False, include_input=False, include_context=False
+        )[:5]
+    ]
+    return f"{name}: {'; '.join(parts)}"
+
+
+def _wire(value: Any, path: str, depth: int = 0) -> Any:
+    """Return a value as it travels."""
+    kind = type(value)
+    if kind in _SCALARS:
+        return value
+    if depth > _DEPTH:
+        raise EncodeTypeError("nested too deeply, or holds itself", path=path)
+    if isinstance(value, dict):
+        return {
+            _wire(key, path, depth + 1): _wire(item, f"{path}.{key}", depth + 1)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_wire(item, f"{path}[{n}]", depth + 1) for n, item in enumerate(value)]
+    if isinstance(value, enum.Enum):
+        return _wire(value.value, path, depth + 1)
+    if isinstance(value, BaseModel):
+        return _wire(value.model_dump(), path, depth + 1)
+    if kind.__module__ == "numpy":
+        return _wire_numpy(value, path)
+    if isinstance(value, str | bytes | bytearray | memoryview | int | float):
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        return {
+            field.name: _wire(getattr(value, field.name), path, depth + 1)
+            for field in fields
+        }
+    try:
+        return to_jsonable_python(value)
+    except (PydanticSerializationError, ValueError) as error:
+        raise EncodeTypeError(
+            f"cannot send a {kind.__module__}.{kind.__qualname__}", path=path
+        ) from error
+
+
+def _wire_numpy(value: Any, path: str) -> Any:
+    shape = getattr(value, "shape", None)
+    if shape == ():
+        return value.item()
+    if shape is None or value.dtype.kind not in "biufc":
+        raise EncodeTypeError(
+            f"cannot send numpy's {type(value).__name__} of "
+            f"{getattr(value, 'dtype', 'no dtype')}: only numbers",
+            path=path,
+        )
+    return {NDARRAY: [value.dtype.str, list(shape), value.tobytes()]}
+
+
+def _restored(value: Any) -> Any:
+    """Return a value that came, arrays made of what stands for them."""
+    if type(value) is dict:
+        if len(value) == 1 and NDARRAY in value:
+            return _array(value[NDARRAY])
+        if any(type(item) in (dict, list) for item in value.values()):
+            return {key: _restored(item) for key, item in value.items()}
+    elif type(value) is list and any(type(item) in (dict, list) for item in value):
+        return [_restored(item) for item in value]
+    return value
+
+
+def _array(form: Any) -> Any:
+    import numpy as np  # noqa: PLC0415 - only who is sent arrays needs it.
+
+    try:
+        dtype, shape, data = form
+        if str(dtype).lstrip("<>=|")[:1] not in tuple("biufc"):
+            raise SynapseParsingError(f"no array of numbers, but of {dtype!r}")
+        if any(length < 0 for length in shape):
+            raise SynapseParsingError("no array has a negative length")
+        # A copy, which can be written to.
+        return np.frombuffer(data, dtype).reshape(shape).copy()
+    except (TypeError, ValueError) as error:
+        raise SynapseParsingError(f"not a numpy array: {error}") from error
