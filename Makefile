@@ -1,6 +1,8 @@
 # The one entrance. `make demo` and `make test` set up everything they need.
 VENV ?= .venv
 PY := $(VENV)/bin/python
+BITTENSOR := $(or $(LIGHTNING_BITTENSOR_VENV),.venv-bittensor)/bin/python
+BITTENSOR11 := $(or $(LIGHTNING_BITTENSOR11_VENV),.venv-bittensor11)/bin/python
 SETUP := LIGHTNING_VENV=$(VENV) tools/setup.sh
 CODE := lightning tests examples tools bench setup.py
 
@@ -36,9 +38,12 @@ bench-micro: build ## what an operation costs: instructions, times, memory
 	$(PY) -m pytest -q --timeout 600 --benchmark-timer time.thread_time bench/micro
 	$(PY) bench/micro/memory.py
 
-interop: build ## the tests with other QUIC stacks; they fail where the peer's wheel is missing
+interop: build ## the tests with other QUIC stacks, and with bittensor; they fail where these are missing
 	! command -v go >/dev/null || tools/quicgo.sh
 	LIGHTNING_REQUIRE_INTEROP=1 $(PY) -m pytest -m interop
+	tools/bittensor_env.sh
+	LIGHTNING_REQUIRE_BITTENSOR=1 $(BITTENSOR) -m pytest -m bittensor -p no:unraisableexception tests/dropin
+	LIGHTNING_REQUIRE_BITTENSOR=1 $(BITTENSOR11) -m pytest -m bittensor11 tests/dropin
 
 peer-suite: build ## the peer's own Python tests, with this package in its place
 	tools/peer_suite.sh
