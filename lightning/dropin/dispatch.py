@@ -39,6 +39,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from lightning.binding import code_of
+from lightning.dropin.codec import plan_of
 from lightning.dropin.gate import Gate, Ticket
 from lightning.dropin.threadpool import PriorityThreadPoolExecutor
 from lightning.logs import Throttled
@@ -122,6 +123,7 @@ class Route:
     Attributes:
         name: The synapse's name.
         synapse_class: Its class.
+        plan: How it travels by QUIC.
         forward: Answers.
         blacklist: Refuses, or None.
         verify: Checks, or None where that is left to `Axon.default_verify`.
@@ -139,6 +141,7 @@ class Route:
         "is_ping",
         "is_plain",
         "name",
+        "plan",
         "priority",
         "synapse_class",
         "verify",
@@ -149,6 +152,7 @@ class Route:
         self.name = name
         self._attached = attached
         self.synapse_class = synapse_class
+        self.plan = plan_of(synapse_class)
         self.forward = Step(forward)
         self.blacklist = Step(blacklist) if blacklist else None
         is_default = verify and getattr(verify, "__func__", None) is default
@@ -258,9 +262,17 @@ class Dispatch:
 
     def unknown(self, name: str, synapse: Any = None) -> Outcome:
         """Make the outcome of a request for a synapse that is not answered."""
+        self._log.debug("no synapse %.64r is attached", name)
         message = f"Synapse name '{name}' not found. Available synapses {self.names()}"
-        self._log.debug("%s", message)
         return Outcome(synapse, 404, message, 0.0)
+
+    def malformed(self, name: str, hotkey: str, error: Exception) -> Outcome:
+        """Make the outcome of a request whose data do not fit its synapse."""
+        number = uuid.uuid4()
+        self._log.info(
+            "what %s sent is no %s, told as #%s: %.500s", hotkey, name, number, error
+        )
+        return Outcome(None, 500, f"Internal Server Error #{number}", 0.0)
 
     def failure(
         self, synapse: Any, error: BaseException, began: float, name: str = ""
