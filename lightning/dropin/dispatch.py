@@ -269,7 +269,7 @@ class Dispatch:
     def malformed(self, name: str, hotkey: str, error: Exception) -> Outcome:
         """Make the outcome of a request whose data do not fit its synapse."""
         number = uuid.uuid4()
-        self._log.info(
+        self._log.debug(
             "what %s sent is no %s, told as #%s: %.500s", hotkey, name, number, error
         )
         return Outcome(None, 500, f"Internal Server Error #{number}", 0.0)

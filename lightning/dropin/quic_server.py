@@ -284,10 +284,9 @@ class QuicServer(AsyncLightningServer):
                 )
             )
             return
+        limit = asyncio.timeout(timeout - (time.perf_counter() - began))
         try:
-            async with asyncio.timeout(
-                timeout - (time.perf_counter() - began)
-            ) as limit:
+            async with limit:
                 await self._produce(stream, outcome)
         except Exception as error:
             if mark is None:
