@@ -48,9 +48,8 @@ class Face:
 
 def ours() -> Face:
     """Return this package."""
-    from lightning.dropin import exceptions, synapse
-
     import lightning
+    from lightning.dropin import exceptions, synapse
 
     return Face(
         "lightning",

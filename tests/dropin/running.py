@@ -8,6 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.dropin.calls import (  # noqa: F401 - they register themselves
+    answers,
+    dendrites,
+    refusals,
+    streams,
+    trouble,
+)
 from tests.dropin.cases import MAKERS, Case, Here
 from tests.dropin.faces import Face, free_port, info, make_axon, make_dendrite, start
 from tests.dropin.observing import observe
