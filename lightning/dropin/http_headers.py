@@ -17,8 +17,9 @@ from __future__ import annotations
 import json
 import re
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, cast
 
+from lightning.dropin.codec import plan_of, set_terminals, terminal
 from lightning.dropin.http_auth import signed_text
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ __all__ = [
     "request_headers",
     "set_request_terminals",
     "signature_text",
-    "terminal_class",
     "terminal_fields",
     "url_of",
     "without_private",
@@ -116,16 +116,16 @@ def set_request_terminals(
     Returns:
         What is to be signed; ``synapse.dendrite.signature`` is due next.
     """
-    terminal = terminal_class(synapse)
-    dendrite = terminal.model_construct(
-        ip=ip, version=PROTOCOL_VERSION, nonce=nonce, uuid=uuid, hotkey=hotkey
+    kind = plan_of(type(synapse)).terminal_class
+    dendrite = terminal(
+        kind, ip=ip, version=PROTOCOL_VERSION, nonce=nonce, uuid=uuid, hotkey=hotkey
     )
-    axon = terminal.model_construct(
-        ip=str(target.ip), port=int(target.port), hotkey=target.hotkey
+    axon = terminal(
+        kind, ip=str(target.ip), port=int(target.port), hotkey=target.hotkey
     )
-    # Assigning would run the validators of the whole class, three times.
-    synapse.__dict__.update(timeout=timeout, dendrite=dendrite, axon=axon)
-    synapse.__pydantic_fields_set__.update(("timeout", "dendrite", "axon"))
+    set_terminals(synapse, dendrite, axon)
+    synapse.__dict__["timeout"] = timeout
+    synapse.__pydantic_fields_set__.add("timeout")
     return signed_text(nonce, hotkey, target.hotkey, uuid, synapse.body_hash)
 
 
@@ -291,16 +291,13 @@ def reply_body(
         ValueError: A value that contains itself.
     """
     held = synapse.dendrite, synapse.axon
-    # For a moment, in one thread: cheaper than a copy of the synapse.
-    terminal = terminal_class(synapse)
-    synapse.__dict__.update(
-        dendrite=terminal.model_construct(**dendrite),
-        axon=terminal.model_construct(**axon),
-    )
+    kind = plan_of(type(synapse)).terminal_class
+    # For a moment: cheaper than a copy of the synapse.
+    set_terminals(synapse, terminal(kind, **dendrite), terminal(kind, **axon))
     try:
         return _to_json(synapse, by_alias=True)
     finally:
-        synapse.__dict__.update(dendrite=held[0], axon=held[1])
+        set_terminals(synapse, *held)
 
 
 def signature_text(hotkey: Any, axon: Mapping[str, Any]) -> bytes:
@@ -365,46 +362,42 @@ def process_response(response: Any, data: Any, synapse: Any) -> None:
 
 def _fill(synapse: Any, data: dict[str, Any]) -> None:
     """Set every field that can be set to what an answer has for it."""
-    answer = type(synapse)(**data)
-    for field in type(synapse).model_fields:
-        try:
-            setattr(synapse, field, getattr(answer, field))
-        except Exception:  # noqa: S112 - it is frozen, or its validator refuses.
-            continue
+    answer = type(synapse)(**data).__dict__
+    values = synapse.__dict__
+    # Validated once, as a whole; setting each would do it again, for each.
+    for field in _settable(cast("Hashable", type(synapse))):
+        if field in answer:
+            values[field] = answer[field]
+            synapse.__pydantic_fields_set__.add(field)
+
+
+@lru_cache(maxsize=1024)
+def _settable(synapse_class: Any) -> tuple[str, ...]:
+    """Return the names of the fields that are not frozen."""
+    if synapse_class.model_config.get("frozen"):
+        return ()
+    fields = synapse_class.model_fields
+    return tuple(name for name, field in fields.items() if not field.frozen)
 
 
 def _terminal(synapse: Any, which: str) -> dict[str, Any]:
     """Return the fields of a terminal, to be changed; it is made if there is none."""
-    terminal = getattr(synapse, which)
-    if terminal is None:
-        terminal = terminal_class(synapse)()
-        synapse.__dict__[which] = terminal
-    fields: dict[str, Any] = terminal.__dict__
+    end = getattr(synapse, which)
+    if end is None:
+        end = terminal(plan_of(type(synapse)).terminal_class)
+        synapse.__dict__[which] = end
+    fields: dict[str, Any] = end.__dict__
     return fields
 
 
 # Both.
 
 
-def terminal_class(synapse: Any) -> Any:
-    """Return the class of a synapse's terminals, which may be bittensor's."""
-    return _terminal_class(cast("Hashable", type(synapse)))
-
-
-@lru_cache(maxsize=1024)
-def _terminal_class(synapse_class: Any) -> Any:
-    annotation = synapse_class.model_fields["dendrite"].annotation
-    for candidate in (annotation, *get_args(annotation)):
-        if hasattr(candidate, "model_construct"):
-            return candidate
-    raise TypeError(f"{synapse_class.__name__} has no terminals")
-
-
-def terminal_fields(terminal: Any) -> dict[str, Any]:
+def terminal_fields(end: Any) -> dict[str, Any]:
     """Return the fields of a terminal that are not None; empty if there is none."""
-    if terminal is None:
+    if end is None:
         return {}
-    return {k: v for k, v in terminal.__dict__.items() if v is not None}
+    return {k: v for k, v in end.__dict__.items() if v is not None}
 
 
 def without_private(fields: Mapping[str, Any]) -> dict[str, Any]:
