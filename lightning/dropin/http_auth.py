@@ -52,9 +52,9 @@ def signed_text(
         uuid: The sender's name for itself.
         body_hash: `Synapse.body_hash`.
     """
-    return f"{nonce}.{sender}.{receiver}.{uuid}.{body_hash}".encode(
-        errors="surrogateescape"
-    )
+    text = f"{nonce}.{sender}.{receiver}.{uuid}.{body_hash}"
+    # Text that UTF-8 does not have was not signed by anybody.
+    return text.encode(errors="replace")
 
 
 class _Used:

@@ -308,7 +308,7 @@ def signature_text(hotkey: Any, axon: Mapping[str, Any]) -> bytes:
         axon: Has ``nonce``, ``hotkey`` and ``uuid``.
     """
     text = f"{axon['nonce']}.{hotkey}.{axon['hotkey']}.{axon['uuid']}"
-    return text.encode(errors="surrogateescape")
+    return text.encode(errors="replace")
 
 
 def message_body(message: str) -> bytes:
@@ -341,10 +341,12 @@ def process_response(response: Any, data: Any, synapse: Any) -> None:
 
     Raises:
         TypeError: The body is no object.
-        ValueError: The answer is not one that the synapse's class takes.
+        ValueError: The answer is not one that the synapse's class takes; nothing was
+            changed.
     """
     if not isinstance(data, dict):
         raise TypeError(f"the answer is no JSON object but {type(data).__name__}")
+    said_of_dendrite, said_of_axon = _terminals_of(response.headers)
     if response.status == 200:
         _fill(synapse, data)
     else:
@@ -352,7 +354,6 @@ def process_response(response: Any, data: Any, synapse: Any) -> None:
         axon = _terminal(synapse, "axon")
         axon["status_code"] = response.status
         axon["status_message"] = message if message is None else str(message)
-    said_of_dendrite, said_of_axon = _terminals_of(response.headers)
     dendrite, axon = _terminal(synapse, "dendrite"), _terminal(synapse, "axon")
     dendrite.update(said_of_dendrite)
     axon.update(said_of_axon)

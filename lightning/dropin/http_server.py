@@ -52,6 +52,7 @@ __all__ = ["HttpLimits", "HttpServer"]
 log = Throttled(logging.getLogger("lightning.axon"))
 
 JSON: Final = "application/json"
+SERVER: Final = "lightning"
 EVENT_STREAM: Final = "text/event-stream"
 # Of a status with which HTTP forbids a body, or which it does not have.
 _NO_BODY: Final = frozenset({204, 205, 304})
@@ -184,7 +185,7 @@ class _Connection(web.RequestHandler):
         response = web.Response(
             status=status,
             body=message_body("Improperly formatted request."),
-            content_type=JSON,
+            headers={"Server": SERVER, "Content-Type": JSON},
         )
         response.force_close()
         return response
@@ -384,8 +385,9 @@ class HttpServer:
         if length > limits.max_body_bytes:
             raise _Refusal(413, _too_large(limits))
         content = request.content
-        if content.is_eof() and length == len(body := content.read_nowait()):
-            return body
+        if length and content.is_eof():
+            # All of it has come with the headers.
+            return content.read_nowait()
         reserved = self._reserve(length)
         chunks, size = [], 0
         try:
@@ -618,7 +620,7 @@ class _Exchange:
             size=size,
             has_body=has_body,
         )
-        headers["Server"] = "lightning"
+        headers["Server"] = SERVER
         headers["Content-Type"] = JSON if has_body else EVENT_STREAM
         return headers
 
