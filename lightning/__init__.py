@@ -6,7 +6,10 @@ for asyncio, `Lightning` and `LightningServer` block. The wire is that of btligh
 0.2, so either side can switch alone.
 """
 
+from importlib import import_module as _import_module
 from importlib.util import find_spec as _find_spec
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
 if _find_spec("lightning.pytorch") is not None:
     raise ImportError(
@@ -44,6 +47,7 @@ from lightning.config import (
     LightningServerConfig,
     LightningServerConfigBuilder,
 )
+from lightning.dropin.axon_info import AxonInfo
 from lightning.errors import LightningError
 from lightning.fanout import BlockingFanOut, FanOut
 from lightning.handlers import HandlerContext, typed_async_handler, typed_handler
@@ -62,7 +66,6 @@ from lightning.signer import BtWalletSigner, CallbackSigner, Signer, Sr25519Sign
 from lightning.streaming import BlockingStreamingResponse, StreamingResponse
 from lightning.types import (
     AsyncSynapseHandler,
-    AxonInfo,
     ClientConnectionStats,
     PeerAddr,
     QuicAxonInfo,
@@ -73,6 +76,43 @@ from lightning.types import (
     SynapseHandler,
     SynapseRequest,
 )
+
+if _TYPE_CHECKING:
+    from lightning.dropin.axon import Axon
+    from lightning.dropin.dendrite import Dendrite
+    from lightning.dropin.streaming import StreamingSynapse
+    from lightning.dropin.synapse import Synapse, TerminalInfo
+    from lightning.dropin.tensor import Tensor, tensor
+
+    axon = Axon
+    dendrite = Dendrite
+
+# bittensor's names, imported when they are first asked for: they need pydantic.
+_LAZY = {
+    "Axon": ("axon", "Axon"),
+    "Dendrite": ("dendrite", "Dendrite"),
+    "StreamingSynapse": ("streaming", "StreamingSynapse"),
+    "Synapse": ("synapse", "Synapse"),
+    "Tensor": ("tensor", "Tensor"),
+    "TerminalInfo": ("synapse", "TerminalInfo"),
+    "axon": ("axon", "Axon"),
+    "dendrite": ("dendrite", "Dendrite"),
+    "tensor": ("tensor", "tensor"),
+}
+
+
+def __getattr__(name: str) -> _Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _LAZY[name]
+    value = getattr(_import_module(f"lightning.dropin.{module}"), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
 
 RustLightning = Lightning
 """The peer's native class; here one class has everything."""
@@ -92,6 +132,7 @@ __all__ = [
     "AsyncLightning",
     "AsyncLightningServer",
     "AsyncSynapseHandler",
+    "Axon",
     "AxonInfo",
     "BlockingFanOut",
     "BlockingStreamingResponse",
@@ -100,6 +141,7 @@ __all__ = [
     "ClientConnectionStats",
     "ConnectReport",
     "ConnectionStats",
+    "Dendrite",
     "FanOut",
     "HandlerContext",
     "HandlerStats",
@@ -135,14 +177,21 @@ __all__ = [
     "StreamChunk",
     "StreamEnd",
     "StreamingResponse",
+    "StreamingSynapse",
     "StreamingSynapseHandler",
+    "Synapse",
     "SynapseHandler",
     "SynapsePacket",
     "SynapseRequest",
     "SynapseResponse",
+    "Tensor",
+    "TerminalInfo",
     "ValidatorPermitResolver",
     "__version__",
+    "axon",
+    "dendrite",
     "parse_frame_header",
+    "tensor",
     "typed_async_handler",
     "typed_handler",
 ]
