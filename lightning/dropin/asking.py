@@ -221,11 +221,11 @@ class Asking:
         log.debug("a call failed: %s: %s", type(exception).__name__, exception)
 
     def _log_outgoing_request(self, synapse: Any) -> None:
-        log.debug("--> %s | %s", synapse.name, synapse.axon.hotkey)
+        log.debug("--> %s, %s", synapse.name, synapse.axon.hotkey)
 
     def _log_incoming_response(self, synapse: Any) -> None:
         log.debug(
-            "<-- %s | %s | %s | %s",
+            "<-- %s, %s: %s %s",
             synapse.name,
             synapse.axon.hotkey,
             synapse.dendrite.status_code,

@@ -12,6 +12,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 if TYPE_CHECKING:
+    import concurrent.futures
     from collections.abc import Callable, Coroutine
 
 T = TypeVar("T")
@@ -92,6 +93,28 @@ class LoopThread:
         except BaseException:
             call.cancel()
             raise
+
+    def begin(
+        self, function: Callable[..., Coroutine[Any, Any, T]], *args: Any
+    ) -> concurrent.futures.Future[T]:
+        """Run a coroutine in the loop without waiting.
+
+        Returns:
+            Its result to come. Cancelling it cancels the coroutine; the loop's end
+            cancels it.
+
+        Raises:
+            RuntimeError: In a forked child, or from the loop's own thread.
+        """
+        self._check_caller()
+        with self._lock:
+            # Under the lock, as in `call_in`.
+            future = asyncio.run_coroutine_threadsafe(
+                function(*args), self._current(None)
+            )
+            if self._thread is None:
+                self._start()
+        return future
 
     def post(self, function: Callable[..., object], *args: Any) -> None:
         """Run a function in the loop soon, without waiting; dropped if it is gone."""
