@@ -38,9 +38,17 @@ from lightning.dropin.synapse import TerminalInfo
 from lightning.errors import EncodeTypeError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-__all__ = ["NDARRAY", "RESERVED", "Plan", "plan_of", "set_terminals", "terminal"]
+__all__ = [
+    "NDARRAY",
+    "RESERVED",
+    "Plan",
+    "plan_of",
+    "set_terminals",
+    "terminal",
+    "terminal_of",
+]
 
 RESERVED: Final = "_lightning"
 """The key for what is about the call. No field of a pydantic model can be called so."""
@@ -62,6 +70,9 @@ _SCALARS: Final = frozenset({str, bytes, int, float, bool, type(None)})
 # Deeper than that is no data, or holds itself.
 _DEPTH: Final = 64
 
+# Fields of terminals, by class; of these there are two.
+_blanks: WeakKeyDictionary[type[Any], dict[str, Any]] = WeakKeyDictionary()
+
 _new = object.__new__
 _set = object.__setattr__
 
@@ -73,11 +84,23 @@ def terminal(cls: type[Any] = TerminalInfo, **fields: Any) -> Any:
         cls: `TerminalInfo`, or bittensor's.
         fields: Those that are known, of their types; the others are None.
     """
+    blank = _blanks.get(cls)
+    if blank is None:
+        blank = _blanks[cls] = dict.fromkeys(cls.model_fields)
+    return terminal_of(cls, {**blank, **fields}, fields)
+
+
+def terminal_of(cls: type[Any], values: dict[str, Any], given: Iterable[str]) -> Any:
+    """Make a terminal of all its fields, without validating them.
+
+    Args:
+        cls: `TerminalInfo`, or bittensor's.
+        values: Each field; the terminal keeps this dict.
+        given: The names of those that were given.
+    """
     made = _new(cls)
-    values = dict.fromkeys(cls.model_fields)
-    values.update(fields)
     _set(made, "__dict__", values)
-    _set(made, "__pydantic_fields_set__", set(fields))
+    _set(made, "__pydantic_fields_set__", set(given))
     _set(made, "__pydantic_extra__", None)
     _set(made, "__pydantic_private__", None)
     return made

@@ -163,10 +163,18 @@ class Route:
         steps = (self.forward, self.blacklist, self.verify, self.priority)
         self.is_plain = not any(step and step.is_async for step in steps)
 
-    def is_of(self, *attached: Any) -> bool:
-        """Say whether these are its class and functions still."""
+    def is_of(
+        self, kind: Any, forward: Any, blacklist: Any, verify: Any, priority: Any
+    ) -> bool:
+        """Say if these are its class and functions still."""
         mine = self._attached
-        return all(mine[i] is each for i, each in enumerate(attached))
+        return (
+            mine[1] is forward
+            and mine[2] is blacklist
+            and mine[3] is verify
+            and mine[4] is priority
+            and mine[0] is kind
+        )
 
 
 def ping(synapse: Any) -> Any:
@@ -242,19 +250,20 @@ class Dispatch:
     def route(self, name: str) -> Route | None:
         """Return the functions for a synapse by its name, None if it is not answered."""
         axon = self._axon
-        attached = (
-            axon.forward_class_types.get(name),
-            axon.forward_fns.get(name),
-            axon.blacklist_fns.get(name),
-            axon.verify_fns.get(name),
-            axon.priority_fns.get(name),
-        )
+        kind = axon.forward_class_types.get(name)
+        forward = axon.forward_fns.get(name)
+        blacklist = axon.blacklist_fns.get(name)
+        verify = axon.verify_fns.get(name)
+        priority = axon.priority_fns.get(name)
         route = self._routes.get(name)
-        if route is not None and route.is_of(*attached):
+        if route is not None and route.is_of(
+            kind, forward, blacklist, verify, priority
+        ):
             return route
-        if attached[0] is None or attached[1] is None:
+        if kind is None or forward is None:
             self._routes.pop(name, None)
             return None
+        attached = kind, forward, blacklist, verify, priority
         route = self._routes[name] = Route(name, attached, self._default)
         return route
 
@@ -523,7 +532,10 @@ class Dispatch:
         """
         gate = self.gate
         job.execute()
-        following = list(gate.leave() if ticket is None else gate.end(ticket))
+        begun = gate.leave() if ticket is None else gate.end(ticket)
+        if not begun:
+            return
+        following = list(begun)
         while following:
             ticket = following.pop()
             if (job := ticket.request) is not None:

@@ -20,12 +20,12 @@ from lightning._core.wire.messages import (
 from lightning._core.wire.packer import packb
 from lightning.answers import fail
 from lightning.binding import Handler, HandlerKind, Tally
-from lightning.dropin.codec import RESERVED, plan_of, terminal
+from lightning.dropin.codec import RESERVED, plan_of, terminal_of
 from lightning.dropin.dispatch import (
+    SUCCESS,
     Outcome,
     as_priority,
     authentic,
-    is_synapse,
     not_verified,
     refuse_blacklisted,
     too_late,
@@ -60,6 +60,10 @@ PLAIN_ERRORS: Final = {
 }
 MARK_SIZE: Final = 8
 EVENT_STREAM: Final = "text/event-stream"
+# What a request may say of its sender.
+SENT: Final = (("uuid", str), ("nonce", int), ("version", int))
+SENDER_NAMES: Final = frozenset({"ip", "port", "hotkey", "uuid", "nonce", "version"})
+OWN_NAMES: Final = SENDER_NAMES | {"status_code"}
 # Fields of a synapse that go into the headers of a stream.
 HEADER_FIELDS: Final = ("name", "timeout", "total_size", "header_size")
 
@@ -93,17 +97,13 @@ class QuicServer(AsyncLightningServer):
         self._dispatch = dispatch
         self._limit = float(config.handler_timeout_secs)
         self._handlers = _Handlers(self)
-        self._own: dict[str, Any] = {
-            "version": PROTOCOL_VERSION,
-            "uuid": axon.uuid,
-            "status_code": 100,
-            "hotkey": hotkey,
-        }
+        # Fields of terminals, by their class, of which there are two.
+        self._blanks: dict[type, tuple[dict[str, Any], dict[str, Any]]] = {}
 
     async def start(self) -> None:
         """Do as `AsyncLightningServer.start`."""
         self.loop = asyncio.get_running_loop()
-        self._own.update(ip=self._axon.ip, port=self._axon.external_port or self.port)
+        self._blanks.clear()
         await super().start()
 
     def _answer(
@@ -119,7 +119,10 @@ class QuicServer(AsyncLightningServer):
         if route is None or not isinstance(handler, _Direct):
             self._tell_unknown(exchange, handler, data)
             return
-        caller = _Caller(connection, exchange, handler, self._hotkey_of(connection))
+        session = self._table.session(connection)
+        # It may have ended while the request waited.
+        hotkey = "" if session is None else session.hotkey
+        caller = _Caller(connection, exchange, handler, hotkey)
         if handler.streams:
             self._call(self._begin, connection, exchange, handler.stream, data, caller)
         elif route.is_plain:
@@ -131,11 +134,6 @@ class QuicServer(AsyncLightningServer):
             self._answers._variables.copy().run(work.answer)
         else:
             self._call(self._answers.in_task, exchange, handler.task, data, caller)
-
-    def _hotkey_of(self, connection: Connection) -> str:
-        session = self._table.session(connection)
-        # It may have ended while the request waited.
-        return "" if session is None else session.hotkey
 
     def _tell_unknown(
         self, exchange: ServerExchange, handler: Handler, data: dict[str, Any]
@@ -171,27 +169,43 @@ class QuicServer(AsyncLightningServer):
             SynapseParsingError: The data do not fit the class.
         """
         plan, timeout = route.plan, self._limit
+        kind = plan.terminal_class
+        blank, own = self._blanks.get(kind) or self._blank(kind)
         ip, port = caller.connection.address
-        known = {"ip": ip, "port": port, "hotkey": caller.hotkey}
+        sender = {**blank, "ip": ip, "port": port, "hotkey": caller.hotkey}
         wanted: Any = None
         if meta is not None:
-            uuid, nonce, version = (
-                meta.get("uuid"),
-                meta.get("nonce"),
-                meta.get("version"),
-            )
-            known["uuid"] = uuid if type(uuid) is str else None
-            known["nonce"] = nonce if type(nonce) is int else None
-            known["version"] = version if type(version) is int else None
+            for name, expected in SENT:
+                value = meta.get(name)
+                if type(value) is expected:
+                    sender[name] = value
             wanted = meta.get("timeout")
-        kind = plan.terminal_class
-        own = terminal(kind, nonce=time.time_ns(), **self._own)
-        synapse, _ = plan.build(data, terminal(kind, **known), own)
-        if type(wanted) in (int, float) and wanted > 0:
-            wanted = float(wanted)
-            synapse.__dict__["timeout"] = wanted
-            timeout = min(wanted, timeout)
+        synapse, _ = plan.build(
+            data,
+            terminal_of(kind, sender, SENDER_NAMES),
+            terminal_of(kind, {**own, "nonce": time.time_ns()}, OWN_NAMES),
+        )
+        if type(wanted) in (float, int) and wanted > 0:
+            synapse.__dict__["timeout"] = wanted = float(wanted)
+            if wanted < timeout:
+                timeout = wanted
         return synapse, timeout
+
+    def _blank(self, kind: type) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Make the fields of terminals of a class: all None, and our own."""
+        blank: dict[str, Any] = dict.fromkeys(kind.model_fields)  # type: ignore[attr-defined]  # A pydantic model.
+        axon = self._axon
+        own = {
+            **blank,
+            "status_code": 100,
+            "ip": axon.ip,
+            "port": axon.external_port or self.port,
+            "version": PROTOCOL_VERSION,
+            "uuid": axon.uuid,
+            "hotkey": self.miner_hotkey,
+        }
+        self._blanks[kind] = blank, own
+        return blank, own
 
     def tell(
         self,
@@ -476,11 +490,12 @@ class _Request:
     def execute(self) -> None:
         """Run the forward function and answer; it does not raise."""
         server, route, synapse = self._server, self._route, self._synapse
+        exchange, handler = self._caller.exchange, self._caller.handler
+        dispatch, answers = server._dispatch, server._answers
         began = time.perf_counter()
-        if self._caller.exchange.cancelled:
-            server._answers.drop(self._caller.exchange)
+        if exchange.cancelled:
+            answers.drop(exchange)
             return
-        dispatch, handler = server._dispatch, self._caller.handler
         if self._deadline and began > self._deadline:
             self._end(dispatch.timed_out(synapse, synapse.timeout, began))
             return
@@ -490,20 +505,35 @@ class _Request:
         try:
             try:
                 result = route.forward.function(synapse)
-                if isinstance(result, Awaitable) and not is_synapse(result):
+                is_same = type(result) is type(synapse)
+                if not is_same and isinstance(result, Awaitable):
                     result = self._await(result)
             finally:
-                handler.note_run(time.perf_counter() - began)
-            outcome = dispatch.outcome(synapse, result, began, may_stream=False)
-            if outcome.status_code == 200:
-                meta = None if self._meta is None else _status_of(outcome)
-                answer = route.plan.answer_data(outcome.synapse, self._data, meta)
-                server._answers._respond(self._caller.exchange, handler, answer)
-                server._answers.drop(self._caller.exchange)
-                return
+                elapsed = time.perf_counter() - began
+                handler.note_run(elapsed)
+            told = message = None
+            end = result.axon if is_same else None
+            # What mostly happens: nothing was set, or success.
+            if end is not None and end.status_code in (100, None, 200):
+                message = end.status_message or SUCCESS
+            if message is None:
+                outcome = dispatch.outcome(synapse, result, began, may_stream=False)
+                if outcome.status_code != 200:
+                    self._end(outcome)
+                    return
+                result, message = outcome.synapse, outcome.status_message
+            if self._meta is not None:
+                told = {
+                    "status_code": 200,
+                    "status_message": message,
+                    "process_time": elapsed,
+                }
+            answer = route.plan.answer_data(result, self._data, told)
         except BaseException as error:
-            outcome = dispatch.failure(synapse, error, began, route.name)
-        self._end(outcome)
+            self._end(dispatch.failure(synapse, error, began, route.name))
+        else:
+            answers._respond(exchange, handler, answer)
+            answers.drop(exchange)
 
     def _await(self, result: Any) -> Any:
         """Wait for what a function gave that did not look async."""
@@ -547,39 +577,41 @@ def check(route: Route, synapse: Any) -> float:
     Raises:
         Refusal: It is refused.
     """
-    if route.blacklist is not None:
-        result = _call(route, route.blacklist, synapse)
+    if (step := route.blacklist) is not None:
+        result = step.function(synapse)
         if type(result) is not tuple or result[0] is not False:
+            _need_no_loop(route, step, result)
             refuse_blacklisted(result)
-    if route.verify is not None:
+    if (step := route.verify) is not None:
         token = authentic.set(synapse)
         try:
-            _call(route, route.verify, synapse)
+            _need_no_loop(route, step, step.function(synapse))
         except _NeedsLoop:
             raise
         except Exception as error:
             raise not_verified(error) from error
         finally:
             authentic.reset(token)
-    if route.priority is None:
+    if (step := route.priority) is None:
         return 0.0
     try:
-        return as_priority(_call(route, route.priority, synapse))
+        result = step.function(synapse)
     except TimeoutError as error:
         raise too_late(synapse) from error
+    if type(result) is float:
+        return 0.0 if result != result else result
+    _need_no_loop(route, step, result)
+    return as_priority(result)
 
 
-def _call(route: Route, step: Step, synapse: Any) -> Any:
-    result = step.function(synapse)
-    if type(result) not in (tuple, float, int, bool, None.__class__) and isinstance(
-        result, Awaitable
-    ):
+def _need_no_loop(route: Route, step: Step, result: Any) -> None:
+    """Have the loop begin anew, if a function was async after all."""
+    if isinstance(result, Awaitable):
         step.is_async, route.is_plain = True, False
         close = getattr(result, "close", None)
         if close is not None:
             close()
         raise _NeedsLoop
-    return result
 
 
 class _Stream:
