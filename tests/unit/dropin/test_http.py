@@ -1,14 +1,17 @@
 """bittensor's HTTP from our client to our server, over loopback."""
 
 import asyncio
+import dataclasses
 import gc
 import gzip
 import json
+import re
 import socket
 import subprocess
 import sys
 import threading
 import zlib
+from pathlib import Path
 from types import SimpleNamespace
 
 import aiohttp
@@ -582,6 +585,15 @@ async def test_pipelined_requests_are_all_answered(serve, client):
     assert answers.count(b"HTTP/1.1 200 OK") == 20
 
 
+@pytest.mark.parametrize("page", ["dropin.md", "limits.md"])
+def test_the_tables_of_limits_are_complete_and_have_the_defaults(page):
+    text = (Path(__file__).parents[3] / "docs" / page).read_text()
+    section = text.split("`HttpLimits`\n")[1].split("\n#")[0]
+    listed = dict(re.findall(r"^\| `(\w+)` \| (\S+) \|", section, re.MULTILINE))
+    fields = {each.name: str(each.default) for each in dataclasses.fields(HttpLimits)}
+    assert listed == fields
+
+
 def test_limits_are_positive():
     with pytest.raises(ConfigError, match="keep_alive"):
         HttpLimits(keep_alive=0)
@@ -995,6 +1007,25 @@ def test_a_client_serves_any_loop_and_says_nothing_at_the_end(axon, recwarn):
     finally:
         stop.set()
         thread.join()
+
+
+def test_a_loop_that_was_closed_at_once_leaves_nothing_to_say(axon, recwarn):
+    """Where a loop is closed without ceremony, its connections are just let go."""
+    client = HttpClient(VALIDATOR, "u")
+
+    async def refused():
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await client.call(AxonInfo(ip="127.0.0.1", port=1), Echo(), 5)
+
+    for _ in range(2):
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(refused())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+    assert len(client._held) == 1
+    client.close()
+    gc.collect()
+    assert not [w for w in recwarn if "nclosed" in str(w.message)]
 
 
 async def test_closing_from_another_thread(serve, client):

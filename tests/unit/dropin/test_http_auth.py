@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning.dropin.http_auth import RequestGate, UsedNonces, signed_text
+from lightning.dropin.synapse import Synapse
 from lightning.errors import (
     HandshakeError,
     NonceInvalid,
@@ -237,3 +238,19 @@ def test_every_key_has_its_own_memory():
     checks = gate()
     for number in range(3, 8):
         checks.check(**request(key=signer(number)))
+
+
+def test_a_synapse_is_checked_by_its_fields():
+    said = request(body_hash="h")
+    synapse = Synapse(timeout=12.0, computed_body_hash="h")
+    for field in ("hotkey", "nonce", "uuid", "signature"):
+        setattr(synapse.dendrite, field, said[field])
+    checks = gate()
+    checks.check_synapse(synapse, NOW)
+    with pytest.raises(NonceReplayed):
+        checks.check_synapse(synapse, NOW)
+
+
+def test_text_that_nobody_can_sign_is_refused():
+    with pytest.raises(SignatureInvalid):
+        gate().check(**request(uuid="\ud800"))
