@@ -20,9 +20,10 @@ from lightning.dropin.anywhere import Anywhere
 from lightning.dropin.axon_info import AxonInfo, target_of
 from lightning.dropin.codec import (
     RESERVED,
+    blank_of,
     plan_of,
     set_terminals,
-    terminal,
+    terminal_of,
 )
 from lightning.dropin.exceptions import SynapseParsingError
 from lightning.dropin.http_auth import signed_text
@@ -68,6 +69,8 @@ RETRY_PAUSE: Final = 0.1
 """Seconds before the first of the ``retries``; doubled for each further one."""
 
 _TARGETS: Final = 8192
+_OF_DENDRITE: Final = ("ip", "version", "nonce", "uuid", "hotkey")
+_OF_AXON: Final = ("ip", "port", "hotkey")
 
 log = logging.getLogger("lightning.dendrite")
 
@@ -256,24 +259,37 @@ class Asking:
         self, synapse: Any, target: AxonInfo, nonce: int, timeout: float | None
     ) -> None:
         kind = plan_of(type(synapse)).terminal_class
+        blank = blank_of(kind)
+        dendrite = blank.copy()
+        dendrite["ip"] = self._external_ip
+        dendrite["version"] = PROTOCOL_VERSION
+        dendrite["nonce"] = nonce
+        dendrite["uuid"] = self.uuid
+        dendrite["hotkey"] = self._hotkey
+        axon = blank.copy()
+        axon["ip"], axon["port"], axon["hotkey"] = target.ip, target.port, target.hotkey
         set_terminals(
             synapse,
-            terminal(
-                kind,
-                ip=self._external_ip,
-                version=PROTOCOL_VERSION,
-                nonce=nonce,
-                uuid=self.uuid,
-                hotkey=self._hotkey,
-            ),
-            terminal(kind, ip=target.ip, port=target.port, hotkey=target.hotkey),
+            terminal_of(kind, dendrite, _OF_DENDRITE),
+            terminal_of(kind, axon, _OF_AXON),
         )
         synapse.__dict__["timeout"] = timeout
 
     async def _carry_out(self, call: Call, timeout: float | None) -> Any:
         try:
             self._prepare(call, timeout)
-            await self._ask(call)
+            target, anywhere = call.target, self._anywhere
+            axon = self._targets.get((target.hotkey, target.ip, target.port))
+            if (
+                anywhere is not None
+                and axon is not None
+                and not self._retries
+                and anywhere.is_connected(axon)
+            ):
+                # The same as below, without the questions that a connection answers.
+                self._take(call, await self._over_quic(call, anywhere, axon, Way.QUIC))
+            else:
+                await self._ask(call)
         except Exception as error:
             self._fail(call, error)
         self._finished(call)

@@ -27,8 +27,7 @@ import dataclasses
 import enum
 import types
 import typing
-from typing import TYPE_CHECKING, Any, Final, Literal, Union, get_args, get_origin
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, Final, Literal, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
@@ -71,7 +70,10 @@ _SCALARS: Final = frozenset({str, bytes, int, float, bool, type(None)})
 _DEPTH: Final = 64
 
 # Fields of terminals, by class; of these there are two.
-_blanks: WeakKeyDictionary[type[Any], dict[str, Any]] = WeakKeyDictionary()
+_blanks: dict[type[Any], dict[str, Any]] = {}
+
+_UNKNOWN: Final = object()
+_PLAN: Final = "__lightning_plan__"
 
 _new = object.__new__
 _set = object.__setattr__
@@ -84,10 +86,15 @@ def terminal(cls: type[Any] = TerminalInfo, **fields: Any) -> Any:
         cls: `TerminalInfo`, or bittensor's.
         fields: Those that are known, of their types; the others are None.
     """
+    return terminal_of(cls, {**blank_of(cls), **fields}, fields)
+
+
+def blank_of(cls: type[Any]) -> dict[str, Any]:
+    """Return the fields of a terminal that says nothing; not to be changed."""
     blank = _blanks.get(cls)
     if blank is None:
         blank = _blanks[cls] = dict.fromkeys(cls.model_fields)
-    return terminal_of(cls, {**blank, **fields}, fields)
+    return blank
 
 
 def terminal_of(cls: type[Any], values: dict[str, Any], given: Iterable[str]) -> Any:
@@ -127,10 +134,12 @@ class Plan:
     __slots__ = (
         "__weakref__",
         "_dumps",
+        "_exact",
         "_frozen",
         "_names",
         "_own_init",
         "_plain",
+        "_template",
         "_validate",
         "is_streaming",
         "kind",
@@ -160,6 +169,19 @@ class Plan:
         )
         self._own_init = kind.__init__ is not BaseModel.__init__
         self._validate = kind.__pydantic_validator__.validate_python
+        # Where validation would change nothing it is left out.
+        self._exact: dict[str, frozenset[type]] = {}
+        self._template: dict[str, Any] | None = None
+        if not self._own_init and _only_types(kind):
+            self._exact = {
+                name: types_
+                for name in self.own
+                if (types_ := _exact_types(fields[name]))
+            }
+            self._template = {
+                name: _static_default(field) for name, field in fields.items()
+            }
+            self._template["name"] = self.name
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
@@ -198,7 +220,10 @@ class Plan:
         """
         meta = _meta(data)
         values = local.__dict__
-        if meta is not None and meta.get("partial") is True:
+        is_partial = meta is not None and meta.get("partial") is True
+        if self._fill_exact(local, data, is_partial=is_partial):
+            return meta
+        if is_partial:
             given = {name: values[name] for name in self.own if name in values}
             changed = self._names.intersection(data)
             for name in changed:
@@ -233,13 +258,17 @@ class Plan:
             SynapseParsingError: The fields do not fit the class.
         """
         meta = _meta(data)
-        given = self._given(data)
         # Whole ones are taken as they are; empty ones would have to be made.
-        given["dendrite"] = (
-            terminal(self.terminal_class) if dendrite is None else dendrite
-        )
-        given["axon"] = terminal(self.terminal_class) if axon is None else axon
-        return self._make(given), meta
+        if dendrite is None:
+            dendrite = terminal(self.terminal_class)
+        if axon is None:
+            axon = terminal(self.terminal_class)
+        made = self._build_exact(data, dendrite, axon)
+        if made is None:
+            given = self._given(data)
+            given["dendrite"], given["axon"] = dendrite, axon
+            made = self._make(given)
+        return made, meta
 
     def answer_data(
         self, synapse: Any, data: dict[str, Any] | None, meta: dict[str, Any] | None
@@ -265,6 +294,54 @@ class Plan:
         return answer
 
     # How.
+
+    def _fill_exact(
+        self, local: Any, data: dict[str, Any], *, is_partial: bool
+    ) -> bool:
+        """Do as `fill` if all values are of the fields' very types; say if so."""
+        template, exact = self._template, self._exact
+        if template is None:
+            return False
+        new = {}
+        for name in self.own:
+            if name in data:
+                value = data[name]
+                if name not in exact or type(value) not in exact[name]:
+                    return False
+            elif is_partial:
+                continue
+            else:
+                value = template[name]
+                if value is _UNKNOWN:
+                    return False
+            if name not in self._frozen:
+                new[name] = value
+        local.__dict__.update(new)
+        local.__pydantic_fields_set__.update(new)
+        return True
+
+    def _build_exact(self, data: dict[str, Any], dendrite: Any, axon: Any) -> Any:
+        """Do as `build` if all values are of the fields' very types; None if not."""
+        if self._template is None:
+            return None
+        values, exact = self._template.copy(), self._exact
+        given = {"name", "dendrite", "axon"}
+        for name in self.own:
+            if name in data:
+                value = data[name]
+                if name not in exact or type(value) not in exact[name]:
+                    return None
+                values[name] = value
+                given.add(name)
+            elif values[name] is _UNKNOWN:
+                return None
+        values["dendrite"], values["axon"] = dendrite, axon
+        made = _new(self.kind)
+        _set(made, "__dict__", values)
+        _set(made, "__pydantic_fields_set__", given)
+        _set(made, "__pydantic_extra__", None)
+        _set(made, "__pydantic_private__", None)
+        return made
 
     def _given(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Return the own fields out of data that somebody sent."""
@@ -299,16 +376,14 @@ class Plan:
         }
 
 
-_plans: WeakKeyDictionary[type[Any], Plan] = WeakKeyDictionary()
-
-
 def plan_of(kind: type[Any]) -> Plan:
     """Return how synapses of a class travel, worked out once.
 
     Raises:
         TypeError: It is no class of synapses.
     """
-    plan = _plans.get(kind)
+    # It is kept in the class, and not found in what derives from it.
+    plan = kind.__dict__.get(_PLAN)
     if plan is None:
         fields = getattr(kind, "model_fields", None)
         if not isinstance(fields, dict) or not {"dendrite", "axon"} <= fields.keys():
@@ -316,8 +391,9 @@ def plan_of(kind: type[Any]) -> Plan:
                 f"{getattr(kind, '__name__', kind)!r} is no synapse: derive it from "
                 "lightning.Synapse"
             )
-        plan = _plans[kind] = Plan(kind)
-    return plan
+        plan = Plan(kind)
+        setattr(kind, _PLAN, plan)
+    return cast("Plan", plan)
 
 
 def _terminal_class(field: Any) -> type[Any]:
@@ -342,6 +418,47 @@ def _is_plain(annotation: Any) -> bool:
     if origin is dict:
         return args[0] is str and _is_plain(args[1])
     return origin is Literal and all(type(value) in _SCALARS for value in args)
+
+
+def _only_types(kind: type[Any]) -> bool:
+    """Say if a class validates nothing of its own but the types of its fields."""
+    made = kind.__pydantic_decorators__
+    base = kind
+    for each in kind.__mro__:
+        if each.__name__ == "Synapse" and issubclass(each, BaseModel):
+            base = each
+    ours = base.__pydantic_decorators__
+    return (
+        made.field_validators.keys() == ours.field_validators.keys()
+        and made.model_validators.keys() == ours.model_validators.keys()
+        and not made.validators
+        and not made.root_validators
+        and kind.model_config.keys()
+        <= {"validate_assignment", "arbitrary_types_allowed"}
+        and not kind.__private_attributes__
+        and kind.__pydantic_post_init__ is None
+        and cast("Any", kind).__new__ is object.__new__
+    )
+
+
+def _exact_types(field: Any) -> frozenset[type] | None:
+    """Return the types whose values a field takes as they are; None for others."""
+    annotation = field.annotation
+    if field.metadata:
+        return None
+    if get_origin(annotation) in (Union, types.UnionType):
+        found = frozenset(type(None) if a is None else a for a in get_args(annotation))
+    else:
+        found = frozenset({type(None) if annotation is None else annotation})
+    return found if found <= _SCALARS else None
+
+
+def _static_default(field: Any) -> Any:
+    """Return the default of a field if it is the same for all, `_UNKNOWN` if not."""
+    default = field.default
+    if field.default_factory is None and type(default) in _SCALARS:
+        return default
+    return _UNKNOWN
 
 
 def _meta(data: dict[str, Any]) -> dict[str, Any] | None:

@@ -341,3 +341,47 @@ def test_what_kind_of_class_it_is():
     assert plan_of(Stream).own == ("prompt",)
     assert plan_of(Stream).terminal_class is TerminalInfo
     assert plan_of(Stream) is plan_of(Stream)
+
+
+class Plain(Synapse):
+    """Takes the short way, where nothing is validated."""
+
+    need: int
+    text: str | None = None
+    flag: bool = False
+    timeout: float | None = 5.0
+
+
+values = st.fixed_dictionaries(
+    {},
+    optional={
+        "need": st.integers() | st.text(max_size=2) | st.booleans() | st.floats(),
+        "text": st.none() | st.text(max_size=2) | st.binary(max_size=2),
+        "flag": st.booleans() | st.integers(0, 2) | st.just("yes"),
+    },
+)
+
+
+@given(values)
+def test_the_short_way_gives_what_validation_gives(data):
+    plan = plan_of(Plain)
+    try:
+        wanted = plan._make(dict(data))
+    except SynapseParsingError:
+        wanted = None
+    short = plan._build_exact(dict(data), TerminalInfo(), TerminalInfo())
+    if short is not None:
+        assert short == wanted
+        assert list(short.model_dump()) == list(wanted.model_dump())
+        assert short.model_copy().timeout == 5.0
+    local = Plain(need=7, text="old")
+    if plan._fill_exact(local, dict(data), is_partial=False):
+        assert local.model_dump(include=set(plan.own)) == wanted.model_dump(
+            include=set(plan.own)
+        )
+
+
+def test_the_short_way_is_taken_where_it_can_be():
+    assert plan_of(Plain)._build_exact({"need": 1}, None, None) is not None
+    assert plan_of(Plain)._build_exact({"need": "1"}, None, None) is None
+    assert plan_of(Plain)._build_exact({}, None, None) is None
