@@ -19,6 +19,7 @@ import json
 import logging
 import sys
 import threading
+import time
 import uuid
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
@@ -50,6 +51,8 @@ ANYWHERE = "0.0.0.0"  # noqa: S104 - miners serve the world.
 # As many seconds as the callers of most subnets wait at most.
 HANDLER_TIMEOUT = 600
 IDLE_TIMEOUT = 900
+# Seconds until an address that could not be found is looked up again.
+LOOK_UP_INTERVAL = 60.0
 # Ports of the system's choice that are tried until one is free for both.
 ATTEMPTS = 20
 EXAMPLE = "for example port=8092, --axon.port 8092 or BT_AXON_PORT=8092"
@@ -149,6 +152,7 @@ class Axon:
         self.ip: str = settings.ip
         self.port: int = settings.port
         self._external_ip: str | None = settings.external_ip
+        self._look_up_at = 0.0
         self.external_port: int = settings.external_port or settings.port
         self.forward_class_types: dict[str, Any] = {}
         self.forward_fns: dict[str, Any] = {}
@@ -204,8 +208,9 @@ class Axon:
 
         It is looked up, over the internet, when it is read first and was not given.
         """
-        if self._external_ip is None:
+        if self._external_ip is None and time.monotonic() >= self._look_up_at:
             self._external_ip = _look_up()
+            self._look_up_at = time.monotonic() + LOOK_UP_INTERVAL
         return self._external_ip or ANYWHERE
 
     @external_ip.setter
@@ -643,9 +648,10 @@ def _ip_type(ip: str) -> int:
 
 
 def _look_up() -> str | None:
-    try:
-        found = importlib.import_module("lightning.dropin.external_ip").external_ip()
-    except Exception as error:
-        log.warning("the external address is not known, pass external_ip: %s", error)
-        return None
-    return str(found)
+    from lightning.dropin.external_ip import UNKNOWN, external_ip  # noqa: PLC0415 - mostly not needed.
+
+    found = external_ip()
+    if found != UNKNOWN:
+        return found
+    log.warning("the external address is not known: pass external_ip")
+    return None
