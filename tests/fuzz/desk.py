@@ -104,7 +104,7 @@ class World:
         self.accepted.append(End(self.on_request))
         return self.accepted[-1]
 
-    def on_request(self, exchange, kind, payload):
+    def on_request(self, _link, exchange, kind, payload):
         """Keep a request; one for each stream."""
         assert exchange.stream_id not in self.requests
         self.requests[exchange.stream_id] = (exchange, kind, payload)

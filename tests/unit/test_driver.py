@@ -217,7 +217,7 @@ def test_an_owner_and_the_thread_take_turns():
 
     def accept(engine):
         accepted.append(
-            Told(lambda exchange, kind, body: exchange.respond(frame(4, body)))
+            Told(lambda _, exchange, kind, body: exchange.respond(frame(4, body)))
         )
         return accepted[-1]
 

@@ -7,6 +7,7 @@ import gc
 import os
 import re
 import socket
+import weakref
 from pathlib import Path
 
 import pytest
@@ -799,3 +800,85 @@ async def test_a_dead_server_is_noticed(endpoints):
         ) as caught:
             await ask(connection)
         assert (caught.value.initiator, caught.value.timed_out) == ("local", True)
+
+
+# What has ended.
+
+
+def held(endpoint) -> tuple[int, int]:
+    """Return the streams and the blocks of memory that an endpoint's engine has."""
+    stats = endpoint.stats()
+    return stats["streams_in_use"], stats["blocks_in_use"]
+
+
+async def test_a_connection_that_has_ended_gives_its_streams_back_at_once(endpoints):
+    """Whoever keeps it keeps neither requests that nobody answered nor what was read."""
+    serve, dial = endpoints
+    server = await serve()
+    server.answers = False
+    connection = await dial(server)
+    for _ in range(8):
+        connection.exchanges.start(
+            frame(2, bytes(500_000)), lambda *_: None, lambda *_: None
+        )
+    await until_async(lambda: len(server.requests) == 8)
+    for _, exchange, *_ in server.requests:
+        # More than is read, and not all.
+        exchange.respond(bytes(700_000), fin=False)
+    client = connection._endpoint
+    assert held(client)[0] == held(server.endpoint)[0] == 8
+    connection.close("enough")
+    assert held(client) == (0, 0)
+    await until_async(lambda: not server.connections[0].is_alive)
+    assert held(server.endpoint) == (0, 0)
+
+
+@pytest.mark.parametrize("end", ["by the client", "by the server", "of a dial"])
+async def test_a_connection_that_has_ended_goes_when_nobody_holds_it(endpoints, end):
+    """At once: nothing waits for Python to look for cycles."""
+    serve, dial = endpoints
+    server = await serve()
+    server.answers = False
+    gc.collect()
+    gc.disable()
+    try:
+        if end == "of a dial":
+            server.endpoint.set_open(False)
+            endpoint = ClientEndpoint(TransportConfig(**CONFIG))
+            await endpoint.open(socket.AF_INET)
+            made = []
+
+            class Kept(Connection):
+                def __init__(self, *args):
+                    super().__init__(*args)
+                    made.append(weakref.ref(self))
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(transport, "Connection", Kept)
+                address = ("127.0.0.1", server.endpoint.local_addr.port)
+                dialling = asyncio.create_task(endpoint.connect(address))
+                await until_async(lambda: made)
+                made[0]().close("enough")
+                with pytest.raises(ConnectionClosed):
+                    await dialling
+            gone = made
+            del dialling
+            endpoint.close("")
+        else:
+            connection = await dial(server)
+            errors = []
+            connection.exchanges.start(
+                frame(2, b"q"), lambda *_: None, lambda _, e: errors.append(type(e))
+            )
+            await until_async(lambda: server.requests)
+            other = server.connections[0]
+            gone = [weakref.ref(connection), weakref.ref(other)]
+            (connection if end == "by the client" else other).close("enough")
+            await until_async(lambda: not (connection.is_alive or other.is_alive))
+            assert errors == [ConnectionClosed]
+            del connection, other
+            server.connections.clear()
+            server.requests.clear()
+        await until_async(lambda: not any(each() for each in gone))
+    finally:
+        gc.enable()

@@ -469,7 +469,7 @@ cdef class Driver(DriverBase):
             request_free(r)
         try:
             if handle is None:
-                link.on_request(exchange, kind, payload)
+                link.on_request(link, exchange, kind, payload)
             else:
                 exchange.batched = True
                 handle(link, exchange, kind, payload)

@@ -21,7 +21,7 @@ class Link:
     def __init__(
         self,
         max_payload: int,
-        on_request: Callable[[ServerExchange, int, Any], object] | None = None,
+        on_request: Callable[[Any, ServerExchange, int, Any], object] | None = None,
     ) -> None: ...
     @property
     def exchanges(self) -> Exchanges: ...

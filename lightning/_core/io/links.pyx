@@ -27,7 +27,7 @@ from lightning._core.quic.connection cimport (
     connection_refer, connection_release, connection_reset, connection_resume,
     connection_send, connection_stop, connection_stream
 )
-from lightning._core.quic.connstate cimport Conn, conn_is_alive
+from lightning._core.quic.connstate cimport Conn, conn_forget, conn_is_alive
 from lightning._core.quic.endpoint cimport (
     endpoint_lock, endpoint_touch, endpoint_trylock, endpoint_unlock
 )
@@ -112,7 +112,7 @@ cdef class Link:
 
     Args:
         max_payload: Largest frame payload accepted, in bytes.
-        on_request: For a server's connection: called with ``(exchange, type,
+        on_request: For a server's connection: called with ``(link, exchange, type,
             payload)`` when a request is complete, unless threads serve. The payload of
             a SynapsePacket is that message, or the DecodeError that it led to.
     """
@@ -161,6 +161,7 @@ cdef class Link:
                 self.tally.failed += answering
                 self.driver.desk.tally.failed += answering
                 roused = desk_take_roused(&self.driver.desk)
+            conn_forget(self.engine.c)
             self.driver.desk.tally.begun += begun
             self.driver.desk.tally.failed += failed
             endpoint_unlock(&self.driver.endpoint.core)
@@ -168,6 +169,7 @@ cdef class Link:
         for exchange in list(self.answering.values()):
             (<ServerExchange> exchange).cancel()
         finish_calls(self.driver)
+        self.driver.endpoint.drain_releases()
 
     cdef int give_up(self, uint64_t stream_id) except -1:
         """Take note that nobody wants the answer to a request that still waits."""

@@ -15,7 +15,7 @@ import time
 import warnings
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from lightning._core.io.driver import Driver
@@ -157,13 +157,10 @@ class Connection(Link):
         endpoint: Endpoint,
         on_request: Callable[[Connection, ServerExchange, int, bytes], object] | None,
     ) -> None:
-        super().__init__(
-            endpoint.config.max_frame_payload,
-            None if on_request is None else partial(on_request, self),
-        )
+        super().__init__(endpoint.config.max_frame_payload, on_request)
         self._endpoint = endpoint
         self.loop = endpoint.loop
-        self._established: asyncio.Future[None] = endpoint.loop.create_future()
+        self._established: asyncio.Future[bool] = endpoint.loop.create_future()
         self._drains: dict[int, list[asyncio.Future[None]]] = {}
         self._last: Numbers | None = None
         # Of streamed requests: until when each is to be sent, and its size.
@@ -252,14 +249,15 @@ class Connection(Link):
         Raises:
             ConnectionClosed: The server refused, or cannot be reached.
         """
-        await self._established
+        if not await self._established:
+            raise self.lost()
 
     def on_connected(self) -> None:
         """Take note that the handshake is complete."""
         if self.on_established is not None:
             self.on_established(self)
         if not self._established.done():
-            self._established.set_result(None)
+            self._established.set_result(True)
 
     def on_closed_by(self, end: ConnectionEnd) -> None:
         """Take note of how it ended."""
@@ -349,8 +347,8 @@ class Connection(Link):
 
         self.closed = make_error
         if not self._established.done():
-            self._established.set_exception(cause)
-            self._established.exception()  # Perhaps nobody waits for it.
+            # An exception kept here would keep the frame that awaits it, and that us.
+            self._established.set_result(False)
         for stream_id in list(self._drains):
             self.on_room(stream_id)
         self.exchanges.connection_lost(make_error)
@@ -358,8 +356,10 @@ class Connection(Link):
         self._sending.clear()
         self._last = self._look()
         self._endpoint.note_end(self._last)
-        if self.on_closed is not None:
-            self.on_closed(self)
+        # What has ended goes when nobody holds it, and does not wait for a collector.
+        on_closed, self.on_closed, self.on_established = self.on_closed, None, None
+        if on_closed is not None:
+            on_closed(self)
 
 
 def write_budget(size: int) -> int:
@@ -711,6 +711,7 @@ class ClientEndpoint(Endpoint):
             await connection.establish()
         except asyncio.CancelledError:
             connection.close()
+            connection.begun = None
             raise
         return connection
 

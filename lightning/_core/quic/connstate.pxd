@@ -279,6 +279,9 @@ cdef void conn_ref(Conn* c) noexcept nogil
 cdef void conn_unref(Conn* c) noexcept nogil
 # End it for good: nothing is routed to it, its memory goes with the last reference.
 cdef void conn_bury(Conn* c) noexcept nogil
+# Give back the memory of its streams and its handshake, if it has ended: whoever still
+# refers to it has no use for them. Every pointer to a stream of it is void after this.
+cdef void conn_forget(Conn* c) noexcept nogil
 
 # --- Its end --------------------------------------------------------------------------
 

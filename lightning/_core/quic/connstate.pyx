@@ -185,6 +185,16 @@ cdef void conn_unref(Conn* c) noexcept nogil:
     free(c)
 
 
+cdef void conn_forget(Conn* c) noexcept nogil:
+    cdef int i
+    if conn_is_alive(c):
+        return
+    streams_free(&c.streams)
+    for i in range(SPACE_COUNT):
+        reassembly_free(&c.crypto_in[i])
+        sendbuf_free(&c.crypto_out[i])
+
+
 cdef void free_space(Conn* c, int space) noexcept nogil:
     keys_free(&c.sealing[space])
     keys_free(&c.opening[space])

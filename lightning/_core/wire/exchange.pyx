@@ -167,6 +167,8 @@ cdef class Exchanges:
             if not exchange.received:
                 exchange.received = True
                 exchange.on_failure(make_error())
+        # Of no use any more; without it the link goes when nobody holds it.
+        self.link = self.on_sending = None
         return 0
 
 
