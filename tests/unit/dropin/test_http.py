@@ -524,6 +524,28 @@ async def test_bodies_have_room_together_only(serve, client):
     assert (await ask(client, server, "x")).is_success
 
 
+async def test_bodies_of_unknown_length_have_room_together_only(serve, client):
+    server = await serve(max_bodies_bytes=1000)
+    head, _, body = signed(client, server, Echo(text="x" * 2000)).partition(b"\r\n\r\n")
+    lines = [x for x in head.split(b"\r\n") if not x.startswith(b"Content-Length")]
+    chunked = b"\r\n".join([*lines, b"Transfer-Encoding: chunked"]) + b"\r\n\r\n"
+    chunked += b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    assert status_of(await raw(server, chunked)) == 503
+
+
+@pytest.mark.parametrize("timeout", [0, None, "-1", "nan", "inf"])
+async def test_timeouts_that_are_none_are_no_limit(serve, client, timeout):
+    server = await serve()
+    synapse = Echo(text="x")
+    if timeout is None or timeout == 0:
+        await client.call(target(server), synapse, timeout)
+        assert synapse.is_success
+        return
+    change = {"timeout": timeout}
+    answer = await raw(server, signed(client, server, synapse, change=change))
+    assert status_of(answer) == 200
+
+
 async def test_a_body_that_does_not_come_ends_the_request(serve, client, monkeypatch):
     monkeypatch.setattr("lightning.dropin.http_server._LINGER", 0.05)
     server = await serve(body_timeout=0.05)
