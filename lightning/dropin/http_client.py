@@ -166,7 +166,9 @@ class HttpClient:
                 is too large is a ``ClientPayloadError``.
             TypeError: The synapse has a value that JSON cannot say, or the answer is no
                 JSON object.
-            ValueError: The answer is not one that the synapse's class takes.
+            ValueError: The answer is not JSON, or not one that the synapse's class
+                takes. If its status is one of failure too, and it does not even say
+                that it is JSON, that is aiohttp's ``ContentTypeError``.
             SigningError: The keypair failed.
         """
         began = time.perf_counter()
@@ -424,11 +426,15 @@ def _check_type(response: aiohttp.ClientResponse) -> None:
     kind = response.content_type
     if kind == "application/json" or kind.endswith("+json"):
         return
+    message = f"the answer is {kind}, not JSON"
+    if response.ok:
+        # Its status would be taken for the axon's, and so for a success.
+        raise ValueError(message)
     raise aiohttp.ContentTypeError(
         response.request_info,
         response.history,
         status=response.status,
-        message=f"the answer is {kind}, not JSON",
+        message=message,
         headers=response.headers,
     )
 
