@@ -13,7 +13,7 @@ import uuid
 from collections import OrderedDict, deque
 from contextlib import aclosing
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from lightning.dropin import external_ip as addresses
 from lightning.dropin.anywhere import Anywhere
@@ -71,6 +71,7 @@ RETRY_PAUSE: Final = 0.1
 _TARGETS: Final = 8192
 _OF_DENDRITE: Final = ("ip", "version", "nonce", "uuid", "hotkey")
 _OF_AXON: Final = ("ip", "port", "hotkey")
+_SET: Final = ("dendrite", "axon", "timeout")
 
 log = logging.getLogger("lightning.dendrite")
 
@@ -143,6 +144,11 @@ class Asking:
         self._targets: OrderedDict[tuple[Any, ...], QuicAxonInfo] = OrderedDict()
         self._lock = threading.Lock()
         self._overrides = _overrides_of(type(self))
+        self._tells_all = not self._overrides.isdisjoint(
+            ("_log_outgoing_request", "_log_incoming_response")
+        )
+        # What our end of a request begins with, by the class of terminals.
+        self._ours: dict[type[Any], dict[str, Any]] = {}
 
     # Addresses.
 
@@ -154,11 +160,13 @@ class Asking:
         """
         if self._external_ip is None:
             self._external_ip = addresses.external_ip()
+            self._ours.clear()
         return self._external_ip
 
     @external_ip.setter
     def external_ip(self, value: Any) -> None:
         self._external_ip = str(value)
+        self._ours.clear()
 
     def _get_endpoint_url(self, target_axon: Any, request_name: str) -> str:
         return url_of(target_axon, request_name, self._external_ip)
@@ -176,7 +184,13 @@ class Asking:
             The same synapse.
         """
         nonce = time.time_ns()
-        self._set_terminals(synapse, target_of(target_axon_info), nonce, timeout)
+        self._set_terminals(
+            synapse,
+            plan_of(type(synapse)),
+            target_of(target_axon_info),
+            nonce,
+            timeout,
+        )
         text = signed_text(
             nonce, self._hotkey, synapse.axon.hotkey, self.uuid, synapse.body_hash
         )
@@ -244,64 +258,79 @@ class Asking:
                 call.target, call.synapse, timeout
             )
         else:
-            self._set_terminals(call.synapse, call.target, call.nonce, timeout)
+            self._set_terminals(
+                call.synapse, call.plan, call.target, call.nonce, timeout
+            )
         if timeout:
             if not 0 < timeout < math.inf:
                 raise ValueError(f"timeout must be seconds, not {timeout!r}")
             call.deadline = call.start + timeout
-        if (
-            log.isEnabledFor(logging.DEBUG)
-            or "_log_outgoing_request" in self._overrides
-        ):
+        if self._tells_all or log.isEnabledFor(logging.DEBUG):
             self._log_outgoing_request(call.synapse)
 
     def _set_terminals(
-        self, synapse: Any, target: AxonInfo, nonce: int, timeout: float | None
+        self,
+        synapse: Any,
+        plan: Plan,
+        target: AxonInfo,
+        nonce: int,
+        timeout: float | None,
     ) -> None:
-        kind = plan_of(type(synapse)).terminal_class
-        blank = blank_of(kind)
-        dendrite = blank.copy()
-        dendrite["ip"] = self._external_ip
-        dendrite["version"] = PROTOCOL_VERSION
+        kind = plan.terminal_class
+        ours = self._ours.get(kind)
+        if ours is None:
+            ours = self._ours[kind] = {
+                **blank_of(kind),
+                "ip": self._external_ip,
+                "version": PROTOCOL_VERSION,
+                "uuid": self.uuid,
+                "hotkey": self._hotkey,
+            }
+        dendrite, axon = ours.copy(), blank_of(kind).copy()
         dendrite["nonce"] = nonce
-        dendrite["uuid"] = self.uuid
-        dendrite["hotkey"] = self._hotkey
-        axon = blank.copy()
         axon["ip"], axon["port"], axon["hotkey"] = target.ip, target.port, target.hotkey
-        set_terminals(
-            synapse,
-            terminal_of(kind, dendrite, _OF_DENDRITE),
-            terminal_of(kind, axon, _OF_AXON),
-        )
-        synapse.__dict__["timeout"] = timeout
+        values = synapse.__dict__
+        values["dendrite"] = terminal_of(kind, dendrite, _OF_DENDRITE)
+        values["axon"] = terminal_of(kind, axon, _OF_AXON)
+        values["timeout"] = timeout
+        synapse.__pydantic_fields_set__.update(_SET)
 
     async def _carry_out(self, call: Call, timeout: float | None) -> Any:
         try:
             self._prepare(call, timeout)
-            target, anywhere = call.target, self._anywhere
-            axon = self._targets.get((target.hotkey, target.ip, target.port))
-            if (
-                anywhere is not None
-                and axon is not None
-                and not self._retries
-                and anywhere.is_connected(axon)
-            ):
-                # The same as below, without the questions that a connection answers.
-                self._take(call, await self._over_quic(call, anywhere, axon, Way.QUIC))
-            else:
+            if (axon := self._warm(call.target)) is None:
                 await self._ask(call)
+            else:
+                # The same, without the questions that a connection answers.
+                anywhere = cast("Anywhere", self._anywhere)
+                answer = await anywhere.ask(
+                    axon,
+                    call.frame or self._frame(call, timeout),
+                    timeout or None,
+                    connect_timeout=self._connect_timeout,
+                    max_bytes=self._max_response_bytes,
+                )
+                self._take(call, answer)
         except Exception as error:
             self._fail(call, error)
         self._finished(call)
         return call.synapse
 
+    def _warm(self, target: AxonInfo) -> QuicAxonInfo | None:
+        """Return where an axon is that is connected, None for the others."""
+        anywhere = self._anywhere
+        if anywhere is None or self._retries:
+            return None
+        axon = self._targets.get((target.hotkey, target.ip, target.port))
+        if axon is None or not anywhere.is_connected(axon):
+            return None
+        return axon
+
     def _fail(self, call: Call, error: Exception) -> None:
         call.synapse = self.process_error_message(call.synapse, call.plan.name, error)
 
     def _finished(self, call: Call) -> None:
-        if log.isEnabledFor(logging.DEBUG) or (
-            "_log_incoming_response" in self._overrides
-        ):
+        if self._tells_all or log.isEnabledFor(logging.DEBUG):
             self._log_incoming_response(call.synapse)
         if self.synapse_history.maxlen:
             self.synapse_history.append(_headers_only(call.synapse))
@@ -310,19 +339,58 @@ class Asking:
         self, targets: list[Any], synapse: Any, plan: Plan, timeout: float | None
     ) -> list[Any]:
         """Ask many with one body, which is encoded once."""
-        first: Call | None = None
-        calls = []
-        for target in targets:
-            call = Call(target_of(target), synapse.model_copy(), plan, None)
-            if first is None:
-                first = call
-                if self._quic:
-                    # What cannot be sent is told by each call.
-                    with contextlib.suppress(LightningError):
-                        self._frame(call, timeout)
-            call.frame, call.nonce = first.frame, first.nonce
-            calls.append(call)
-        return await gather(self._carry_out(call, timeout) for call in calls)
+        calls = [
+            Call(target_of(target), synapse.model_copy(), plan, None)
+            for target in targets
+        ]
+        first = calls[0]
+        if self._quic:
+            # What cannot be sent is told by each call.
+            with contextlib.suppress(LightningError):
+                self._frame(first, timeout)
+        warm, cold = [], []
+        for call in calls:
+            call.frame, call.nonce, call.start = first.frame, first.nonce, first.start
+            axon = self._warm(call.target)
+            if axon is None or call.frame is None:
+                cold.append(self._carry_out(call, timeout))
+            else:
+                warm.append((call, axon))
+        await gather([self._ask_warm(warm, timeout), *cold])
+        return [call.synapse for call in calls]
+
+    async def _ask_warm(
+        self, warm: list[tuple[Call, QuicAxonInfo]], timeout: float | None
+    ) -> None:
+        """Ask those that are connected, all in one go."""
+        wanted, calls = [], []
+        for call, axon in warm:
+            try:
+                self._prepare(call, timeout)
+            except Exception as error:
+                self._fail(call, error)
+                self._finished(call)
+            else:
+                wanted.append((axon, cast("bytes", call.frame)))
+                calls.append(call)
+        if not calls:
+            return
+        outcomes = await cast("Anywhere", self._anywhere).ask_many(
+            wanted,
+            timeout or None,
+            connect_timeout=self._connect_timeout,
+            max_bytes=self._max_response_bytes,
+        )
+        for call, outcome in zip(calls, outcomes, strict=True):
+            try:
+                if isinstance(outcome, Exception):
+                    raise outcome  # noqa: TRY301 - as it is where one is asked.
+                self._take(call, outcome)
+                seconds = outcome.seconds + outcome.connect_seconds
+                call.synapse.dendrite.__dict__["process_time"] = seconds
+            except Exception as error:
+                self._fail(call, error)
+            self._finished(call)
 
     async def _ask(self, call: Call) -> None:
         """Ask one axon, again if it was not asked, and fill the synapse."""
