@@ -7,6 +7,7 @@ import contextlib
 import logging
 import math
 import secrets
+import sys
 import threading
 import time
 import uuid
@@ -32,7 +33,6 @@ from lightning.dropin.keys import keypair_of
 from lightning.dropin.marked import MARK_SIZE, Marked, raw_headers, told
 from lightning.dropin.speaks import Speaks, Way
 from lightning.dropin.statuses import (
-    error_mapping,
     refusal,
     status_of,
 )
@@ -40,12 +40,12 @@ from lightning.dropin.streaming import StreamedResponse
 from lightning.dropin.synapse import Synapse
 from lightning.errors import (
     ConfigError,
-    ConnectionClosed,
+    EncodeError,
+    FrameTooLarge,
     HandshakeError,
     LightningConnectionError,
-    LightningError,
 )
-from lightning.types import NOT_BEGUN, QuicAxonInfo
+from lightning.types import NOT_BEGUN, QuicAxonInfo, check_timeout
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable
@@ -69,6 +69,8 @@ RETRY_PAUSE: Final = 0.1
 """Seconds before the first of the ``retries``; doubled for each further one."""
 
 _TARGETS: Final = 8192
+# What the chain, or who reads it, says of an axon that does not serve.
+_NOWHERE: Final = frozenset({"", "0", "0.0.0.0", "::", "None"})  # noqa: S104 - see above.
 _OF_DENDRITE: Final = ("ip", "version", "nonce", "uuid", "hotkey")
 _OF_AXON: Final = ("ip", "port", "hotkey")
 _SET: Final = ("dendrite", "axon", "timeout")
@@ -104,6 +106,10 @@ class Call:
             raise TimeoutError
         return left
 
+    def lasts(self, seconds: float) -> bool:
+        """Say if it will still have time in so many seconds."""
+        return self.deadline is None or time.monotonic() + seconds < self.deadline
+
 
 class Asking:
     """The half of `DendriteMixin` that asks; see there."""
@@ -121,18 +127,22 @@ class Asking:
         history: int = 0,
     ) -> None:
         super().__init__()
+        has_aiohttp = find_spec("aiohttp") is not None
         if http is None:
-            http = find_spec("aiohttp") is not None
+            http = has_aiohttp
         if not (quic or http):
             raise ConfigError(
-                "a Dendrite with neither QUIC nor HTTP cannot ask anybody; HTTP needs "
-                "aiohttp: pip install 'bittensor-lightning[http]'"
+                "a Dendrite with neither QUIC nor HTTP cannot ask anybody"
+            )
+        if http and not has_aiohttp:
+            raise ConfigError(
+                "bittensor's HTTP needs aiohttp: pip install 'bittensor-lightning[http]'"
             )
         self.keypair = keypair_of(wallet)
         self.uuid = str(uuid.uuid1())
         self.synapse_history: deque[Any] = deque(maxlen=history)
         self._hotkey: str = self.keypair.ss58_address
-        self._connect_timeout = connect_timeout
+        self._connect_timeout = check_timeout(connect_timeout)
         self._retries = retries
         self._max_response_bytes = max_response_bytes
         self._client = client
@@ -167,6 +177,8 @@ class Asking:
     def external_ip(self, value: Any) -> None:
         self._external_ip = str(value)
         self._ours.clear()
+        if self._http_client is not None:
+            self._http_client.external_ip = self._external_ip
 
     def _get_endpoint_url(self, target_axon: Any, request_name: str) -> str:
         return url_of(target_axon, request_name, self._external_ip)
@@ -343,10 +355,13 @@ class Asking:
             Call(target_of(target), synapse.model_copy(), plan, None)
             for target in targets
         ]
+        if not calls:
+            return []
         first = calls[0]
-        if self._quic:
+        # A hook may give each a body of its own.
+        if self._quic and "preprocess_synapse_for_request" not in self._overrides:
             # What cannot be sent is told by each call.
-            with contextlib.suppress(LightningError):
+            with contextlib.suppress(Exception):
                 self._frame(first, timeout)
         warm, cold = [], []
         for call in calls:
@@ -375,12 +390,16 @@ class Asking:
                 calls.append(call)
         if not calls:
             return
-        outcomes = await cast("Anywhere", self._anywhere).ask_many(
-            wanted,
-            timeout or None,
-            connect_timeout=self._connect_timeout,
-            max_bytes=self._max_response_bytes,
-        )
+        outcomes: list[Answer | Exception]
+        try:
+            outcomes = await cast("Anywhere", self._anywhere).ask_many(
+                wanted,
+                timeout or None,
+                connect_timeout=self._connect_timeout,
+                max_bytes=self._max_response_bytes,
+            )
+        except Exception as error:
+            outcomes = [error] * len(calls)
         for call, outcome in zip(calls, outcomes, strict=True):
             try:
                 if isinstance(outcome, Exception):
@@ -396,45 +415,35 @@ class Asking:
         """Ask one axon, again if it was not asked, and fill the synapse."""
         pause = RETRY_PAUSE
         for left in range(self._retries, -1, -1):
+            is_last = not left or not call.lasts(pause)
             try:
-                begun = await self._ask_once(call)
-            except Exception as error:
-                if not left or not _is_unreached(error):
-                    raise
-            else:
-                if begun or not left:
+                if await self._ask_once(call) or is_last:
                     return
-            if call.deadline is not None and (
-                time.monotonic() + pause >= call.deadline
-            ):
-                raise TimeoutError
+            except Exception as error:
+                if is_last or not _is_unreached(error) or not call.lasts(pause):
+                    raise
             await asyncio.sleep(pause)
             pause *= 2
+            _set_status(call, None, None, None)
+            call.synapse.dendrite.__dict__["process_time"] = None
 
     async def _ask_once(self, call: Call) -> bool:
         """Ask over what the axon speaks; return False if it did not begin."""
         target = call.target
-        if not target.port or not target.is_serving:
+        if not target.port or str(target.ip) in _NOWHERE:
             raise LightningConnectionError("the axon does not serve")
         anywhere, axon, way = self._route(target)
         miner = (target.hotkey, target.ip, target.port)
-        if anywhere is not None and axon is not None and way is not None:
-            if way in (Way.QUIC, Way.EITHER):
-                try:
-                    answer = await self._over_quic(call, anywhere, axon, way)
-                except (LightningConnectionError, HandshakeError):
-                    _speaks.failed_quic(miner)
-                    if way is Way.QUIC:
-                        raise
-                else:
-                    _speaks.spoke_quic(miner)
-                    return self._take(call, answer)
-            elif way is Way.HTTP_AND_DIAL:
+        if anywhere is not None and axon is not None:
+            if way is None:
+                answer = await self._over_quic(call, anywhere, axon, Way.QUIC)
+                return self._take(call, answer)
+            if way is Way.HTTP_AND_DIAL:
                 anywhere.dial(axon, DIAL_AGAIN)
-        elif anywhere is not None and axon is not None:
-            return self._take(
-                call, await self._over_quic(call, anywhere, axon, Way.QUIC)
-            )
+            elif way is not Way.HTTP:
+                tried = await self._try_quic(call, anywhere, axon, way)
+                if tried is not None:
+                    return self._take(call, tried)
         try:
             await self._http_end().call(
                 target,
@@ -452,6 +461,26 @@ class Asking:
         _speaks.spoke_http(miner, time.monotonic())
         _set_time(call)
         return True
+
+    async def _try_quic(
+        self, call: Call, anywhere: Anywhere, axon: QuicAxonInfo, way: Way
+    ) -> Answer | None:
+        """Ask over QUIC, and remember how that went; None if HTTP is to be tried."""
+        target = call.target
+        miner = (target.hotkey, target.ip, target.port)
+        try:
+            answer = await self._over_quic(call, anywhere, axon, way)
+        except (LightningConnectionError, HandshakeError):
+            _speaks.failed_quic(miner)
+            if way is Way.QUIC:
+                raise
+            return None
+        except TimeoutError:
+            if not anywhere.is_connected(axon):
+                _speaks.failed_quic(miner)
+            raise
+        _speaks.spoke_quic(miner)
+        return answer
 
     def _route(
         self, target: AxonInfo
@@ -490,7 +519,11 @@ class Asking:
         """Encode the body of a call."""
         data = call.plan.request_data(call.synapse, self._meta(call, timeout))
         anywhere = self._anywhere or self._quic_end()
-        call.frame = frame = anywhere.encode(call.plan.name, data)
+        try:
+            call.frame = frame = anywhere.encode(call.plan.name, data)
+        except FrameTooLarge as error:
+            # What comes in and is too large is another matter.
+            raise EncodeError(error.detail) from error
         return frame
 
     def _meta(self, call: Call, timeout: float | None) -> dict[str, Any]:
@@ -543,7 +576,7 @@ class Asking:
     async def _pieces(self, call: Call) -> AsyncGenerator[Any, None]:
         """Give the pieces of a streamed answer, and fill the synapse."""
         target = call.target
-        if not target.port or not target.is_serving:
+        if not target.port or str(target.ip) in _NOWHERE:
             raise LightningConnectionError("the axon does not serve")
         anywhere, axon, way = self._route(target)
         miner = (target.hotkey, target.ip, target.port)
@@ -677,7 +710,10 @@ class Asking:
 
 
 def _set_status(
-    call: Call, code: int, message: str, process_time: float | None
+    call: Call,
+    code: int | None,
+    message: str | None,
+    process_time: float | None,
 ) -> None:
     """Say on both ends what the axon said."""
     axon, dendrite = call.synapse.axon.__dict__, call.synapse.dendrite.__dict__
@@ -725,13 +761,9 @@ def _headers_only(synapse: Any) -> Any:
 def _is_unreached(error: Exception) -> bool:
     """Say if a call ended before any miner was asked."""
     if isinstance(error, LightningConnectionError):
-        return not isinstance(error, ConnectionClosed)
-    kind = error_mapping()
-    return any(
-        isinstance(error, each)
-        for each, (_, text) in kind.items()
-        if text == "Service unavailable" and not issubclass(each, LightningError)
-    )
+        return True
+    aiohttp = sys.modules.get("aiohttp")
+    return aiohttp is not None and isinstance(error, aiohttp.ClientConnectorError)
 
 
 async def gather(calls: Iterable[Any]) -> list[Any]:

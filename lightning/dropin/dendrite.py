@@ -133,7 +133,17 @@ class DendriteMixin(Asking):
         """Do as `forward`, and wait for it; from any thread, inside of a loop as well.
 
         Inside of a loop nothing else runs in that loop meanwhile.
+
+        Raises:
+            RuntimeError: It is the loop of the client that was given.
         """
+        if event_loop_is_running() and (
+            getattr(self._client, "_loop", None) is asyncio.get_running_loop()
+        ):
+            raise RuntimeError(
+                "a blocking query in the loop of its own client would wait for itself: "
+                "await aquery there"
+            )
         return _own_loop().call(functools.partial(self.forward, *args, **kwargs))
 
     async def aquery(self, *args: Any, **kwargs: Any) -> Any:
@@ -178,19 +188,29 @@ class DendriteMixin(Asking):
             if streaming != plan.is_streaming:
                 log.debug("a %s was asked for with streaming=%s", plan.name, streaming)
             results = [
-                self.call_stream(target, synapse.model_copy(), timeout, deserialize)
+                self.call_stream(
+                    target_axon=target,
+                    synapse=synapse.model_copy(),
+                    timeout=timeout,
+                    deserialize=deserialize,
+                )
                 for target in targets
             ]
-        elif not run_async:
-            results = [
-                await self.call(target, synapse.model_copy(), timeout, deserialize)
-                for target in targets
-            ]
-        elif type(self).call is not DendriteMixin.call or len(targets) == 1:
-            results = await gather(
-                self.call(target, synapse.model_copy(), timeout, deserialize)
+        elif (
+            not run_async
+            or len(targets) == 1
+            or getattr(self.call, "__func__", None) is not DendriteMixin.call
+        ):
+            calls = (
+                self.call(
+                    target_axon=target,
+                    synapse=synapse.model_copy(),
+                    timeout=timeout,
+                    deserialize=deserialize,
+                )
                 for target in targets
             )
+            results = await gather(calls) if run_async else [await c for c in calls]
         else:
             results = await self._ask_all(targets, synapse, plan, timeout)
             if deserialize:
