@@ -448,8 +448,9 @@ class Asking:
             await self._http_end().call(
                 target,
                 call.synapse,
-                call.left(),
+                call.synapse.timeout,
                 self._connect_timeout,
+                left=call.left(),
                 prepared="preprocess_synapse_for_request" in self._overrides,
                 url=self._url(call),
                 process=self._processor(),
@@ -600,8 +601,9 @@ class Asking:
         source = self._http_end().stream(
             target,
             call.synapse,
-            call.left(),
+            call.synapse.timeout,
             self._connect_timeout,
+            left=call.left(),
             prepared="preprocess_synapse_for_request" in self._overrides,
             url=self._url(call),
             process=self._processor(),

@@ -143,6 +143,7 @@ class HttpClient:
         timeout: float | None,
         connect_timeout: float | None = None,
         *,
+        left: float | None = None,
         prepared: bool = False,
         url: str | None = None,
         process: Callable[[Any, Any, Any], object] | None = None,
@@ -155,6 +156,8 @@ class HttpClient:
             timeout: Seconds from now to the last byte of the answer; None or 0 for no
                 limit.
             connect_timeout: Seconds of these that connecting may take; None for all.
+            left: Seconds of ``timeout``, which the axon is told, that are left; None
+                for all.
             prepared: Whether `prepare` was called already.
             url: Where to ask, if not at the target's address.
             process: Called with the response, its JSON and the synapse, in place of
@@ -177,7 +180,7 @@ class HttpClient:
         headers = request_headers(synapse)
         headers["Accept-Encoding"] = "gzip, deflate"
         response = await self._open(
-            target, url, synapse, headers, timeout, connect_timeout
+            target, url, synapse, headers, left or timeout, connect_timeout
         )
         async with response:
             body = await self._read(response)
@@ -193,6 +196,7 @@ class HttpClient:
         timeout: float | None,
         connect_timeout: float | None = None,
         *,
+        left: float | None = None,
         prepared: bool = False,
         url: str | None = None,
         process: Callable[[Any, Any, Any], object] | None = None,
@@ -204,6 +208,7 @@ class HttpClient:
             synapse: A streaming one.
             timeout: As for `call`: to the last chunk.
             connect_timeout: As for `call`.
+            left: As for `call`.
             prepared: As for `call`.
             url: As for `call`.
             process: As for `call`.
@@ -224,7 +229,7 @@ class HttpClient:
         headers = request_headers(synapse)
         headers["Accept-Encoding"] = "identity"
         opened = await self._open(
-            target, url, synapse, headers, timeout, connect_timeout
+            target, url, synapse, headers, left or timeout, connect_timeout
         )
         async with opened, aclosing(self._chunks(opened)) as chunks:
             response: Any = StreamedResponse(chunks, opened.status, opened.raw_headers)

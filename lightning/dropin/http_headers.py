@@ -124,7 +124,7 @@ def set_request_terminals(
         kind, ip=str(target.ip), port=int(target.port), hotkey=target.hotkey
     )
     set_terminals(synapse, dendrite, axon)
-    synapse.__dict__["timeout"] = timeout
+    synapse.__dict__["timeout"] = None if timeout is None else float(timeout)
     synapse.__pydantic_fields_set__.add("timeout")
     return signed_text(nonce, hotkey, target.hotkey, uuid, synapse.body_hash)
 

@@ -681,6 +681,20 @@ async def test_a_timeout_counts_from_the_sending(serve, client, record):
     await until_async(lambda: record[-1] == "cancelled")
 
 
+async def test_what_is_left_of_a_timeout_bounds_it_and_is_not_told(
+    serve, client, record
+):
+    server = await serve()
+    synapse = Echo(text="hang")
+    with pytest.raises(TimeoutError):
+        await client.call(target(server), synapse, 3600, left=0.05)
+    assert record[0].timeout == synapse.timeout == 3600
+    stream = Stream(count=2000)
+    with pytest.raises(TimeoutError):
+        [_ async for _ in client.stream(target(server), stream, 3600, left=0.2)]
+    await until_async(lambda: {"cancelled", "stopped"} <= set(map(str, record)))
+
+
 async def test_nobody_there_and_nobody_serving(client):
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
