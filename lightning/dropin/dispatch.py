@@ -95,6 +95,9 @@ class Outcome:
     response: Any = None
     """A streaming response, with ``token_streamer``; None if there is no stream."""
 
+    is_answer: bool = False
+    """Whether it is the forward function's own, and no refusal or failure."""
+
 
 class Step:
     """One of the functions attached for a synapse.
@@ -299,13 +302,16 @@ class Dispatch:
             return _told(synapse, error.code, error.message, process_time)
         kinds = {kind.__name__ for kind in type(error).__mro__}
         if "SynapseException" in kinds:
-            synapse = getattr(error, "synapse", None) or synapse
+            told = getattr(error, "synapse", None)
+            synapse = told or synapse
             terminal = getattr(synapse, "axon", None)
             code = getattr(terminal, "status_code", None)
             if code in UNSET:
                 code = next(c for kind, c in STATUS_OF.items() if kind in kinds)
             message = getattr(terminal, "status_message", None) or _text(error)
-            return _told(synapse, int(code), message, process_time)
+            outcome = _told(synapse, int(code), message, process_time)
+            outcome.is_answer = told is not None
+            return outcome
         number = uuid.uuid4()
         self._log.error(
             "%s failed, told as #%s: %s: %s",
@@ -364,6 +370,7 @@ class Dispatch:
             message = SUCCESS
         outcome = _told(result, code, message or "", elapsed)
         outcome.response = response
+        outcome.is_answer = True
         return outcome
 
     # On the event loop.

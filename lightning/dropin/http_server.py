@@ -56,8 +56,6 @@ SERVER: Final = "lightning"
 EVENT_STREAM: Final = "text/event-stream"
 # Of a status with which HTTP forbids a body, or which it does not have.
 _NO_BODY: Final = frozenset({204, 205, 304})
-# Of requests that an axon refuses before, or in place of, its forward function.
-_OURS: Final = frozenset({401, 403, 404, 408, 500, 503})
 # A response's own headers that would contradict how it is sent.
 _HOP: Final = frozenset(
     {"content-length", "content-type", "transfer-encoding", "connection"}
@@ -541,14 +539,14 @@ class _Exchange:
         """Return the answer for what became of a request."""
         code = outcome.status_code
         if is_proven and code == 403 and outcome.status_message.startswith(_FORBIDDEN):
-            # So the hotkeys that are not welcome fill no memory.
+            # So hotkeys that are not welcome fill no memory.
             sender = self._head.dendrite
             self._server.gate.give_back(
                 sender["hotkey"], sender["nonce"], sender.get("uuid")
             )
         if outcome.response is not None:
             return await self._stream(outcome)
-        if code in _OURS:
+        if not outcome.is_answer:
             return self._refuse(code, outcome.status_message, outcome.process_time)
         synapse = outcome.synapse
         dendrite, axon = self._terminals(outcome)

@@ -327,6 +327,17 @@ async def test_a_failure_is_told_as_a_number_only(serve, client, caplog):
     assert synapse.dendrite.port > 0
 
 
+@pytest.mark.parametrize("code", [401, 403, 404, 500, 503])
+async def test_a_status_that_a_forward_sets_is_no_refusal(serve, client, code):
+    server = await serve()
+    client.external_ip = "9.9.9.9"
+    synapse = await ask(client, server, f"status {code} mine")
+    assert synapse.dendrite.status_code == code
+    assert synapse.axon.version is synapse.axon.signature is None
+    assert synapse.dendrite.ip == "9.9.9.9"
+    assert len(server.gate._used) == 1
+
+
 async def test_an_answer_that_json_cannot_say_is_a_failure(serve, client, caplog):
     server = await serve()
     synapse = await ask(client, server, "unsayable")
