@@ -15,22 +15,33 @@ a pydantic model, a dataclass           a map of its fields
 an Enum's member                        its value
 date, time, timedelta, UUID, Decimal    the text that pydantic writes to JSON
 a numpy array                           ``{"__ndarray__": [dtype, shape, bytes]}``
+an int beyond 64 bits                   its digits as text
 ======================================  =============================================
 
-The class's own validation makes values of its types from these. It works for bittensor's
-synapses as well: what counts is the shape.
+The class's own validation makes values of its types from these. Serializers of a class
+or of a type, such as pydantic's ``Base64Bytes``, come first, and fields with ``exclude``
+stay. It works for bittensor's synapses as well: what counts is the shape.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import enum
+import re
 import types
 import typing
 from typing import TYPE_CHECKING, Any, Final, Literal, Union, cast, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import PydanticSerializationError, to_jsonable_python
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    PlainValidator,
+    ValidationError,
+    WrapValidator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
 from lightning.dropin.exceptions import SynapseParsingError
 from lightning.dropin.synapse import TerminalInfo
@@ -66,8 +77,14 @@ _BASE: Final = frozenset(
     }
 )
 _SCALARS: Final = frozenset({str, bytes, int, float, bool, type(None)})
+_NUMBERS: Final = frozenset({int, float, bool})
 # Deeper than that is no data, or holds itself.
 _DEPTH: Final = 64
+# Bools, integers, floats and complex numbers of widths that are the same everywhere.
+_DTYPE: Final = re.compile(r"[<>=|]?(?:b1|[iu][1248]|f[248]|c8|c16)")
+_LONGEST_TEXT: Final = 500
+_VALIDATORS: Final = (BeforeValidator, AfterValidator, PlainValidator, WrapValidator)
+_NOTHING: Final = frozenset[str]()
 
 # Fields of terminals, by class; of these there are two.
 _blanks: dict[type[Any], dict[str, Any]] = {}
@@ -93,7 +110,10 @@ def blank_of(cls: type[Any]) -> dict[str, Any]:
     """Return the fields of a terminal that says nothing; not to be changed."""
     blank = _blanks.get(cls)
     if blank is None:
-        blank = _blanks[cls] = dict.fromkeys(cls.model_fields)
+        blank = _blanks[cls] = {
+            name: field.default if type(field.default) in _SCALARS else None
+            for name, field in cls.model_fields.items()
+        }
     return blank
 
 
@@ -133,12 +153,17 @@ class Plan:
 
     __slots__ = (
         "__weakref__",
-        "_dumps",
+        "_alike",
+        "_dumped",
         "_exact",
+        "_extra",
+        "_filled",
         "_frozen",
         "_names",
+        "_own_dump",
         "_own_init",
         "_plain",
+        "_sent",
         "_template",
         "_validate",
         "is_streaming",
@@ -149,23 +174,36 @@ class Plan:
     )
 
     def __init__(self, kind: type[Any]) -> None:
+        if not getattr(kind, "__pydantic_complete__", True):
+            kind.model_rebuild()
         fields = kind.model_fields
         self.kind = kind
         self.name = kind.__name__
         self.is_streaming = hasattr(kind, "process_streaming_response")
         self.own = tuple(name for name in fields if name not in _BASE)
         self.terminal_class = _terminal_class(fields.get("dendrite"))
-        all_frozen = bool(kind.model_config.get("frozen"))
+        frozen = bool(kind.model_config.get("frozen"))
+        self._extra = kind.model_config.get("extra") == "allow"
         self._names = frozenset(self.own)
+        self._sent = tuple(name for name in self.own if not fields[name].exclude)
+        # What an answer may set.
         self._frozen = frozenset(
-            name for name in self.own if all_frozen or fields[name].frozen
+            name for name in self.own if frozen or fields[name].frozen
         )
-        self._plain = frozenset(
-            name for name in self.own if _is_plain(fields[name].annotation)
-        )
+        self._filled = tuple(name for name in self.own if name not in self._frozen)
+        # What validation makes can be sent as it is, so that nothing is dumped.
         made = kind.__pydantic_decorators__
-        self._dumps = bool(made.field_serializers or made.model_serializers) or (
-            kind.model_dump is not BaseModel.model_dump
+        self._own_dump = kind.model_dump is not BaseModel.model_dump
+        self._plain = frozenset(
+            name
+            for name in self.own
+            if not (self._own_dump or made.model_serializers or made.field_serializers)
+            and _is_plain(fields[name])
+        )
+        self._dumped = set(self._sent) - self._plain
+        # What may be left out of an answer if it is equal to what came.
+        self._alike = frozenset(
+            name for name in self._plain if _tells_by_equality(fields[name].annotation)
         )
         self._own_init = kind.__init__ is not BaseModel.__init__
         self._validate = kind.__pydantic_validator__.validate_python
@@ -188,17 +226,22 @@ class Plan:
 
     # At the dendrite.
 
-    def request_data(self, synapse: Any, meta: dict[str, Any]) -> dict[str, Any]:
+    def request_data(
+        self, synapse: Any, meta: dict[str, Any], *, careful: bool = False
+    ) -> dict[str, Any]:
         """Return the data of a request.
 
         Args:
             synapse: Of this class.
             meta: Goes under `RESERVED`.
+            careful: Whether to look into every value, also of fields whose types say
+                that it is not needed: for when encoding has failed, because of an int
+                beyond 64 bits or of what a validator has made.
 
         Raises:
             EncodeTypeError: A field has a value that cannot travel.
         """
-        data = self._dump(synapse)
+        data = self._dump(synapse, careful=careful)
         data[RESERVED] = meta
         return data
 
@@ -224,19 +267,24 @@ class Plan:
         if self._fill_exact(local, data, is_partial=is_partial):
             return meta
         if is_partial:
-            given = {name: values[name] for name in self.own if name in values}
-            changed = self._names.intersection(data)
-            for name in changed:
-                given[name] = _restored(data[name])
-            if not changed:
+            if not (data if self._extra else self._names.intersection(data)):
                 return meta
+            # As it was sent: a validator takes no value that it has made itself.
+            given = self._given({**self._dump(local), **data})
         else:
             given = self._given(data)
-        made = self._make(given).__dict__
-        for name in self.own:
-            if name not in self._frozen and name in made:
-                values[name] = made[name]
-        local.__pydantic_fields_set__.update(self._names - self._frozen)
+        # Whole ones are taken as they are; empty ones would have to be made.
+        for end in ("dendrite", "axon"):
+            if type(values.get(end)) is self.terminal_class:
+                given[end] = values[end]
+        made = self._make(given)
+        found = made.__dict__
+        for name in self._filled:
+            if name in found:
+                values[name] = found[name]
+        if self._extra and made.__pydantic_extra__:
+            local.__pydantic_extra__.update(made.__pydantic_extra__)
+        local.__pydantic_fields_set__.update(self._filled)
         return meta
 
     # At the axon.
@@ -258,7 +306,7 @@ class Plan:
             SynapseParsingError: The fields do not fit the class.
         """
         meta = _meta(data)
-        # Whole ones are taken as they are; empty ones would have to be made.
+        # As in `fill`.
         if dendrite is None:
             dendrite = terminal(self.terminal_class)
         if axon is None:
@@ -271,7 +319,12 @@ class Plan:
         return made, meta
 
     def answer_data(
-        self, synapse: Any, data: dict[str, Any] | None, meta: dict[str, Any] | None
+        self,
+        synapse: Any,
+        data: dict[str, Any] | None,
+        meta: dict[str, Any] | None,
+        *,
+        careful: bool = False,
     ) -> dict[str, Any]:
         """Return the data of an answer.
 
@@ -280,14 +333,18 @@ class Plan:
             data: Of the request, if fields that are the same may be left out.
             meta: Goes under `RESERVED`; None for a client that does not know it, which
                 gets all fields.
+            careful: As for `request_data`.
+
+        Raises:
+            EncodeTypeError: A field has a value that cannot travel.
         """
         plan = self if type(synapse) is self.kind else plan_of(type(synapse))
-        answer = plan._dump(synapse)
+        answer = plan._dump(synapse, careful=careful)
         if meta is None:
             return answer
         if data is not None and plan is self:
-            for name in list(answer):
-                if name in data and _is_same(answer[name], data[name]):
+            for name in tuple(answer):
+                if name in data and self._is_same(name, answer[name], data[name]):
                     del answer[name]
             meta = {**meta, "partial": True}
         answer[RESERVED] = meta
@@ -346,34 +403,70 @@ class Plan:
     def _given(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Return the own fields out of data that somebody sent."""
         plain = self._plain
-        return {
+        given = {
             name: data[name] if name in plain else _restored(data[name])
             for name in self.own
             if name in data
         }
+        if self._extra:
+            for name in data.keys() - self._names - _BASE - {RESERVED}:
+                given[name] = _restored(data[name])
+        return given
 
     def _make(self, given: dict[str, Any]) -> Any:
         try:
             return self.kind(**given) if self._own_init else self._validate(given)
         except ValidationError as error:
             raise SynapseParsingError(_told(self.name, error)) from error
-        except (TypeError, ValueError, AttributeError, KeyError) as error:
+        except Exception as error:
             # Of a validator that a user wrote.
-            raise SynapseParsingError(f"{self.name}: {error}") from error
+            raise SynapseParsingError(
+                f"{self.name}: {type(error).__name__}: {error}"[:_LONGEST_TEXT]
+            ) from error
 
-    def _dump(self, synapse: Any) -> dict[str, Any]:
+    def _dump(self, synapse: Any, *, careful: bool = False) -> dict[str, Any]:
         """Return the own fields as they travel."""
-        if self._dumps:
-            dumped = synapse.model_dump()
-            return {
-                name: _wire(dumped[name], name) for name in self.own if name in dumped
-            }
-        values, plain = synapse.__dict__, self._plain
-        return {
-            name: values[name] if name in plain else _wire(values[name], name)
-            for name in self.own
-            if name in values
-        }
+        values = synapse.__dict__
+        if careful:
+            dumped, plain = self._dumped_by_model(synapse, set(self._sent)), _NOTHING
+        elif self._dumped:
+            dumped, plain = self._dumped_by_model(synapse, self._dumped), self._plain
+        else:
+            dumped, plain = {}, self._plain
+        data = {}
+        for name in self._sent:
+            if name in plain:
+                if name in values:
+                    data[name] = values[name]
+            elif name in dumped:
+                data[name] = _wire(dumped[name], name)
+        if self._extra and synapse.__pydantic_extra__:
+            for name, value in synapse.__pydantic_extra__.items():
+                if name not in _BASE and name != RESERVED:
+                    data[name] = _wire(value, name)
+        return data
+
+    def _dumped_by_model(self, synapse: Any, include: set[str]) -> dict[str, Any]:
+        try:
+            if self._own_dump:
+                dumped = synapse.model_dump()
+            else:
+                dumped = synapse.model_dump(include=include, warnings=False)
+        except Exception as error:
+            # Of a serializer that a user wrote, or of a model that holds itself.
+            raise EncodeTypeError(f"{self.name}: {error}") from error
+        if not isinstance(dumped, dict):
+            raise EncodeTypeError(f"{self.name} is dumped as a {type(dumped).__name__}")
+        return dumped
+
+    def _is_same(self, name: str, value: Any, sent: Any) -> bool:
+        kind = type(value)
+        if kind is not type(sent):
+            return False
+        # True equals 1, and 1.0 as well, also inside of containers.
+        return (kind in _SCALARS or name in self._alike) and (
+            value is sent if value is None else value == sent
+        )
 
 
 def plan_of(kind: type[Any]) -> Plan:
@@ -383,7 +476,7 @@ def plan_of(kind: type[Any]) -> Plan:
         TypeError: It is no class of synapses.
     """
     # It is kept in the class, and not found in what derives from it.
-    plan = kind.__dict__.get(_PLAN)
+    plan = getattr(kind, "__dict__", {}).get(_PLAN)
     if plan is None:
         fields = getattr(kind, "model_fields", None)
         if not isinstance(fields, dict) or not {"dendrite", "axon"} <= fields.keys():
@@ -408,15 +501,19 @@ def _terminal_class(field: Any) -> type[Any]:
 
 def _is_plain(annotation: Any) -> bool:
     """Say if what validation gives for an annotation travels as it is."""
+    if isinstance(annotation, FieldInfo):
+        return all(map(_is_harmless, annotation.metadata)) and _is_plain(
+            annotation.annotation
+        )
     if annotation in _SCALARS or annotation is None:
         return True
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is typing.Annotated:
-        return _is_plain(args[0])
+        return _is_plain(args[0]) and all(map(_is_harmless, args[1:]))
     if origin in (Union, types.UnionType, list):
         return all(map(_is_plain, args))
     if origin is dict:
-        return args[0] is str and _is_plain(args[1])
+        return _is_plain(args[1]) and _is_text(args[0])
     return origin is Literal and all(type(value) in _SCALARS for value in args)
 
 
@@ -456,23 +553,45 @@ def _exact_types(field: Any) -> frozenset[type] | None:
 def _static_default(field: Any) -> Any:
     """Return the default of a field if it is the same for all, `_UNKNOWN` if not."""
     default = field.default
-    if field.default_factory is None and type(default) in _SCALARS:
+    if type(default) in _SCALARS and not (
+        field.default_factory or field.validate_default
+    ):
         return default
     return _UNKNOWN
+
+
+def _is_text(annotation: Any) -> bool:
+    if get_origin(annotation) is typing.Annotated:
+        return _is_plain(annotation) and get_args(annotation)[0] is str
+    return annotation is str
+
+
+def _is_harmless(note: Any) -> bool:
+    """Say if what annotates a type leaves alone how its values are dumped."""
+    if isinstance(note, FieldInfo):
+        return all(map(_is_harmless, note.metadata))
+    return isinstance(note, _VALIDATORS) or not hasattr(
+        note, "__get_pydantic_core_schema__"
+    )
+
+
+def _tells_by_equality(annotation: Any) -> bool:
+    """Say if equal values of a plain annotation are the same, types included."""
+    return len(_leaves(annotation) & _NUMBERS) < 2
+
+
+def _leaves(annotation: Any) -> set[Any]:
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return {type(value) for value in args}
+    if origin is typing.Annotated:
+        args = args[:1]
+    return set().union(*map(_leaves, args)) if args else {annotation}
 
 
 def _meta(data: dict[str, Any]) -> dict[str, Any] | None:
     meta = data.pop(RESERVED, None)
     return meta if isinstance(meta, dict) else None
-
-
-def _is_same(value: Any, sent: Any) -> bool:
-    # True equals 1, and 1.0 as well; what is inside of containers is not looked at.
-    return (
-        type(value) is type(sent)
-        and type(value) in _SCALARS
-        and (value is sent or value == sent)
-    )
 
 
 def _told(name: str, error: ValidationError) -> str:
@@ -483,80 +602,101 @@ def _told(name: str, error: ValidationError) -> str:
             include_url=False, include_input=False, include_context=False
         )[:5]
     ]
-    return f"{name}: {'; '.join(parts)}"
+    return f"{name}: {'; '.join(parts)}"[:_LONGEST_TEXT]
 
 
 def _wire(value: Any, path: str, depth: int = 0) -> Any:
     """Return a value as it travels."""
     kind = type(value)
-    if kind in _SCALARS:
+    if kind in _SCALARS and kind is not int:
         return value
     if depth > _DEPTH:
         raise EncodeTypeError("nested too deeply, or holds itself", path=path)
     if isinstance(value, dict):
         return {
-            _wire(key, path, depth + 1): _wire(item, f"{path}.{key}", depth + 1)
+            _wire_key(key, path): _wire(item, f"{path}.{key}", depth + 1)
             for key, item in value.items()
         }
     if isinstance(value, list | tuple | set | frozenset):
         return [_wire(item, f"{path}[{n}]", depth + 1) for n, item in enumerate(value)]
     if isinstance(value, enum.Enum):
         return _wire(value.value, path, depth + 1)
-    if isinstance(value, BaseModel):
-        return _wire(value.model_dump(), path, depth + 1)
+    if isinstance(value, int):
+        return value if -(1 << 63) <= value < 1 << 64 else str(int(value))
     if kind.__module__ == "numpy":
         return _wire_numpy(value, path)
-    if isinstance(value, str | bytes | bytearray | memoryview | int | float):
+    if isinstance(value, str | bytes | bytearray | memoryview | float):
         return value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = dataclasses.fields(value)
-        return {
-            field.name: _wire(getattr(value, field.name), path, depth + 1)
-            for field in fields
-        }
     try:
-        return to_jsonable_python(value)
-    except (PydanticSerializationError, ValueError) as error:
+        if isinstance(value, BaseModel):
+            value = value.model_dump()
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            fields = dataclasses.fields(value)
+            value = {field.name: getattr(value, field.name) for field in fields}
+        else:
+            return to_jsonable_python(value)
+    except Exception as error:
         raise EncodeTypeError(
             f"cannot send a {kind.__module__}.{kind.__qualname__}", path=path
         ) from error
+    return _wire(value, path, depth + 1)
+
+
+def _wire_key(key: Any, path: str) -> Any:
+    if type(key) is str:
+        return key
+    told = _wire(key, path)
+    if isinstance(told, dict | list):
+        raise EncodeTypeError(f"a {type(key).__name__} cannot be a key", path=path)
+    return told
 
 
 def _wire_numpy(value: Any, path: str) -> Any:
-    shape = getattr(value, "shape", None)
-    if shape == ():
-        return value.item()
-    if shape is None or value.dtype.kind not in "biufc":
+    shape: Any = getattr(value, "shape", None)
+    form = "" if shape is None else value.dtype.str
+    if not _DTYPE.fullmatch(form):
         raise EncodeTypeError(
             f"cannot send numpy's {type(value).__name__} of "
             f"{getattr(value, 'dtype', 'no dtype')}: only numbers",
             path=path,
         )
-    return {NDARRAY: [value.dtype.str, list(shape), value.tobytes()]}
+    if not shape and value.dtype.kind != "c":
+        return value.item()
+    return {NDARRAY: [form, list(shape), value.tobytes()]}
 
 
-def _restored(value: Any) -> Any:
+def _restored(value: Any, depth: int = 0) -> Any:
     """Return a value that came, arrays made of what stands for them."""
-    if type(value) is dict:
+    kind = type(value)
+    if kind is dict:
         if len(value) == 1 and NDARRAY in value:
             return _array(value[NDARRAY])
-        if any(type(item) in (dict, list) for item in value.values()):
-            return {key: _restored(item) for key, item in value.items()}
-    elif type(value) is list and any(type(item) in (dict, list) for item in value):
-        return [_restored(item) for item in value]
-    return value
+        items: Any = value.values()
+    elif kind is list:
+        items = value
+    else:
+        return value
+    if not any(type(item) in (dict, list) for item in items):
+        return value
+    if depth > _DEPTH:
+        raise SynapseParsingError("nested too deeply")
+    if kind is dict:
+        return {key: _restored(item, depth + 1) for key, item in value.items()}
+    return [_restored(item, depth + 1) for item in value]
 
 
 def _array(form: Any) -> Any:
-    import numpy as np  # noqa: PLC0415 - only who is sent arrays needs it.
-
+    try:
+        import numpy as np  # noqa: PLC0415 - only who is sent arrays needs it.
+    except ImportError:
+        raise SynapseParsingError("an array came, and numpy is not installed") from None
     try:
         dtype, shape, data = form
-        if str(dtype).lstrip("<>=|")[:1] not in tuple("biufc"):
-            raise SynapseParsingError(f"no array of numbers, but of {dtype!r}")
-        if any(length < 0 for length in shape):
-            raise SynapseParsingError("no array has a negative length")
+        if type(dtype) is not str or not _DTYPE.fullmatch(dtype):
+            raise SynapseParsingError("not an array of numbers")
+        if type(data) is not bytes or any(length < 0 for length in shape):
+            raise SynapseParsingError("not an array: it has no data, or no shape")
         # A copy, which can be written to.
         return np.frombuffer(data, dtype).reshape(shape).copy()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise SynapseParsingError(f"not a numpy array: {error}") from error

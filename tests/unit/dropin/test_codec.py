@@ -4,14 +4,29 @@ import dataclasses
 import datetime
 import decimal
 import enum
+import sys
 import uuid
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
+from pydantic import (
+    AfterValidator,
+    Base64Bytes,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SecretStr,
+    StringConstraints,
+    field_serializer,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from lightning._core.wire.messages import SynapsePacket, encode_synapse_packet
 from lightning.dropin.codec import (
@@ -24,7 +39,7 @@ from lightning.dropin.codec import (
 from lightning.dropin.exceptions import SynapseParsingError
 from lightning.dropin.streaming import StreamingSynapse
 from lightning.dropin.synapse import Synapse, TerminalInfo
-from lightning.errors import EncodeTypeError
+from lightning.errors import EncodeError, EncodeTypeError
 
 META = {"timeout": 12.0, "uuid": "u", "nonce": 1, "version": 2}
 
@@ -266,11 +281,259 @@ def test_arrays_come_back_with_type_and_shape(array):
 @pytest.mark.parametrize(
     "form",
     [None, [], ["f4", [1], b""], ["O", [1], bytes(8)], ["f4", [-2, 3], b""], [1, 2, 3],
-     ["f4,O", [1], bytes(12)], ["nonsense", [1], b"1"]],
+     ["f4,O", [1], bytes(12)], ["nonsense", [1], b"1"], ["f8", [2**70], b""],
+     ["f8", 1, bytes(8)], ["f8", [1], "12345678"], ["f8", ["1"], bytes(8)],
+     [["f8"], [1], bytes(8)], ["V8", [1], bytes(8)], ["f8", [1] * 99, bytes(8)]],
 )  # fmt: skip
 def test_what_is_no_array_is_refused(form):
     with pytest.raises(SynapseParsingError):
         plan_of(Rich).build({"array": {NDARRAY: form}})
+
+
+def test_an_array_where_numpy_is_missing_is_a_named_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    with pytest.raises(SynapseParsingError, match="not installed"):
+        plan_of(Rich).build({"free": {NDARRAY: ["f8", [0], b""]}})
+
+
+def test_a_number_of_numpys_comes_as_a_number():
+    data = plan_of(Rich).request_data(Rich(free=[np.float32(0.5), np.array(7)]), META)
+    assert plan_of(Rich).build(over_the_wire(data))[0].free == [0.5, 7]
+
+
+class Coded(Synapse):
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    raw: Base64Bytes = b""
+    hexed: Annotated[
+        bytes,
+        PlainSerializer(bytes.hex),
+        BeforeValidator(lambda v: bytes.fromhex(v) if isinstance(v, str) else v),
+    ] = b""
+    digits: list[Annotated[int, PlainSerializer(str)]] = Field(default_factory=list)
+    array: Annotated[
+        np.ndarray, BeforeValidator(np.array), PlainSerializer(lambda a: a.tolist())
+    ] = np.zeros(0)
+    got: str = ""
+
+
+def test_types_with_serializers_of_their_own_are_heard():
+    sent = Coded(
+        raw=b"AAEC", hexed=b"\1", digits=[1, 2], array=np.array([1.5]), got="x"
+    )
+    plan = plan_of(Coded)
+    data = plan.request_data(sent, META)
+    assert data["hexed"] == "01"
+    assert data["digits"] == ["1", "2"]
+    assert data["array"] == [1.5]
+    made, _ = plan.build(over_the_wire(data))
+    assert (made.raw, made.hexed, made.digits) == (b"\0\1\2", b"\1", [1, 2])
+
+
+def test_a_partial_answer_leaves_the_rest_as_it_was_sent():
+    """Its validators are given what travelled, not what they have made of it."""
+    plan = plan_of(Coded)
+    local = Coded(raw=b"AAEC", hexed=b"\1")
+    made, _ = plan.build(over_the_wire(data := plan.request_data(local, META)))
+    made.got = "x"
+    answer = plan.answer_data(made, data, {"status_code": 200})
+    assert answer.keys() == {"got", "digits", "array", RESERVED}
+    plan.fill(local, over_the_wire(answer))
+    assert (local.raw, local.hexed, local.got) == (b"\0\1\2", b"\1", "x")
+
+
+def test_containers_that_did_not_change_are_left_out():
+    class Long(Synapse):
+        words: list[str] = Field(default_factory=list)
+        table: dict[str, list[float]] | None = None
+        mixed: list[int | bool] = Field(default_factory=list)
+        either: Literal[1, True] = 1
+        free: list = Field(default_factory=list)
+
+    plan = plan_of(Long)
+    sent = Long(words=["a"], table={"x": [1.0]}, mixed=[1], free=[[1]])
+    data = over_the_wire(plan.request_data(sent, META))
+    made, _ = plan.build(dict(data))
+    made.free[0][0] = 2
+    made.mixed = [True]
+    answer = plan.answer_data(made, data, {})
+    assert answer.keys() == {"mixed", "free", RESERVED}
+    made.words.append("b")
+    assert plan.answer_data(made, data, {})["words"] == ["a", "b"]
+
+
+def test_excluded_fields_stay():
+    class Kept(Synapse):
+        here: str = Field(default="h", exclude=True)
+        there: str = "t"
+
+    assert plan_of(Kept).request_data(Kept(here="secret"), {}) == {
+        "there": "t",
+        RESERVED: {},
+    }
+
+
+def test_what_a_class_allows_besides_its_fields_travels():
+    class Open(Synapse):
+        model_config = ConfigDict(extra="allow")
+
+    plan = plan_of(Open)
+    data = over_the_wire(plan.request_data(Open(more={1, 2}), META))
+    assert data["more"] == [1, 2]
+    made, _ = plan.build({**data, "timeout": 3.0, "name": "forged"})
+    assert (made.more, made.timeout, made.name) == ([1, 2], 12.0, "Open")
+    made.more = "changed"
+    local = Open(more=1)
+    plan.fill(local, plan.answer_data(made, data, {"status_code": 200}))
+    assert local.more == "changed"
+
+
+def test_big_numbers_travel_as_digits_and_come_back():
+    class Paid(Synapse):
+        wei: int = 0
+        many: dict[str, list[int]] = Field(default_factory=dict)
+
+    big = 10**30
+    sent = Paid(wei=big, many={"a": [-big, 2**64 - 1]})
+    plan = plan_of(Paid)
+    with pytest.raises(EncodeError):
+        over_the_wire(plan.request_data(sent, {}))
+    data = plan.request_data(sent, {}, careful=True)
+    assert data["many"] == {"a": [str(-big), 2**64 - 1]}
+    made, _ = plan.build(over_the_wire(data))
+    assert made == sent
+    answer = plan.answer_data(made, None, {}, careful=True)
+    assert plan.fill(local := Paid(), over_the_wire(answer)) == {}
+    assert local == sent
+
+
+def test_what_a_validator_made_travels_with_care():
+    class Made(Synapse):
+        words: Annotated[list[str], AfterValidator(set)] = Field(default_factory=list)
+
+    data = plan_of(Made).request_data(Made(words=["a", "a"]), {}, careful=True)
+    assert plan_of(Made).build(over_the_wire(data))[0].words == {"a"}
+
+
+def test_keys_are_scalars():
+    class Keyed(Synapse):
+        table: Any = None
+
+    plan = plan_of(Keyed)
+    table = {1: 2, Colour.RED: 3, datetime.date(2020, 1, 1): 4, None: 5}
+    assert over_the_wire(plan.request_data(Keyed(table=table), {}))["table"] == {
+        1: 2,
+        "red": 3,
+        "2020-01-01": 4,
+        None: 5,
+    }
+    with pytest.raises(EncodeTypeError, match="tuple cannot be a key"):
+        plan.request_data(Keyed(table={(1, 2): 3}), {})
+
+
+def test_validators_see_whom_the_synapse_belongs_to():
+    class Seeing(Synapse):
+        word: str = ""
+
+        @model_validator(mode="after")
+        def look(self):
+            seen.append(self.dendrite.hotkey)
+            return self
+
+    seen = []
+    local = Seeing(word="a")
+    set_terminals(local, terminal(hotkey="me"), terminal())
+    seen.clear()
+    plan_of(Seeing).fill(local, {"word": "b"})
+    assert seen == ["me"]
+    assert (local.word, local.dendrite.hotkey) == ("b", "me")
+
+
+def test_a_terminal_with_more_fields_has_their_defaults():
+    class More(TerminalInfo):
+        neuron_version: int = 3
+
+    class Wide(Synapse):
+        dendrite: More | None = Field(default_factory=More)
+        axon: More | None = Field(default_factory=More)
+
+    made, _ = plan_of(Wide).build({})
+    assert made.dendrite == More()
+    assert made.dendrite.neuron_version == 3
+
+
+def test_serializers_that_fail_are_named():
+    class Failing(Synapse):
+        field: str
+
+        @model_serializer
+        def write(self):
+            raise RuntimeError("no")
+
+    class Listing(Failing):
+        def model_dump(self, **options):
+            return [options]
+
+    for kind in (Failing, Listing):
+        with pytest.raises(EncodeTypeError, match=kind.__name__):
+            plan_of(kind).request_data(kind(field="x"), {})
+
+
+def test_what_is_nested_too_deeply_is_refused_at_both_ends():
+    deep: Any = 1
+    for _ in range(900):
+        deep = [deep]
+    with pytest.raises(SynapseParsingError, match="nested"):
+        plan_of(Rich).build({"free": deep})
+    with pytest.raises(EncodeTypeError):
+        plan_of(Rich).request_data(Rich(free=deep), {})
+
+
+def test_a_refusals_text_is_short():
+    with pytest.raises(SynapseParsingError) as caught:
+        plan_of(Rich).build({"table": {"x" * 10_000: 3}})
+    assert len(str(caught.value)) <= 500
+
+
+@settings(max_examples=40)
+@given(
+    st.builds(
+        Rich,
+        many=st.lists(st.builds(Inner, n=st.integers(-(2**63), 2**64 - 1)), max_size=3),
+        colour=st.sampled_from(Colour),
+        when=st.datetimes() | st.datetimes(timezones=st.just(datetime.UTC)),
+        day=st.dates(),
+        span=st.timedeltas(),
+        ident=st.uuids(),
+        price=st.decimals(allow_nan=False, allow_infinity=False),
+        names=st.sets(st.text(), max_size=3),
+        pair=st.tuples(st.integers(-(2**63), 2**64 - 1), st.text()),
+        raw=st.binary(),
+        table=st.dictionaries(
+            st.text(), st.lists(st.floats(allow_nan=False), max_size=3), max_size=3
+        ),
+        point=st.builds(Point, st.integers(-9, 9), st.integers(-9, 9)),
+    )
+)
+def test_whatever_a_class_holds_comes_back_equal(sent):
+    plan = plan_of(Rich)
+    data = over_the_wire(plan.request_data(sent, META))
+    assert plan.build(dict(data))[0] == sent
+    plan.fill(local := Rich(), over_the_wire(plan.answer_data(sent, None, {})))
+    assert local == sent
+    assert plan.answer_data(sent, data, {})[RESERVED] == {"partial": True}
+
+
+def test_bounds_and_validators_leave_a_field_as_fast_as_without():
+    class Bounded(Synapse):
+        number: Annotated[int, Field(gt=0)] = 1
+        word: Annotated[str, StringConstraints(max_length=3), AfterValidator(str)] = ""
+        secret: SecretStr | None = None
+        keyed: dict[Annotated[str, Field(min_length=1)], list[Literal["a"]]] | None = (
+            None
+        )
+
+    assert plan_of(Bounded)._plain == {"number", "word", "keyed"}
 
 
 def test_what_cannot_travel_is_named():
