@@ -32,7 +32,8 @@ lines written for it keep working::
     │   └── DecodeError            bytes that are not the message they should be
     ├── SigningError               + RuntimeError      "signing error: …"
     ├── HandlerError               + RuntimeError      "handler error: …"
-    │   └── ServerBusy             no room, or too many requests; not begun
+    │   ├── ServerBusy             no room, or too many requests; not begun
+    │   └── ChainError             the chain gave no answer, or none of use
     ├── StreamError                + RuntimeError      "stream error: …"
     └── MissingField               + KeyError
 
@@ -45,6 +46,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal, Self
 
 __all__ = [
+    "ChainError",
     "ConfigError",
     "ConnectionClosed",
     "DecodeError",
@@ -487,6 +489,14 @@ class ServerBusy(HandlerError):
     """The server has no room for the request, or the validator sends too many.
 
     The request was not begun; it may be sent again later.
+    """
+
+
+class ChainError(HandlerError):
+    """The chain did not answer in time, refused, or gave an answer of no use.
+
+    What was read before still holds. A chain that cannot be reached at all is a
+    `LightningConnectionError`.
     """
 
 

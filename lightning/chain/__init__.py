@@ -1,0 +1,1 @@
+"""What the metagraph is made of; `lightning.metagraph` is the door to it."""
