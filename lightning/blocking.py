@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from lightning._core.io.links import Call
     from lightning._core.io.transport import Connection
+    from lightning.chain.metagraph import Metagraph
+    from lightning.chain.monitor import MetagraphMonitorConfig
     from lightning.priority import Priority
     from lightning.reports import ConnectionStats, ConnectReport, ServerStats
     from lightning.types import (
@@ -123,7 +125,11 @@ class Lightning:
         return f"<{type(self).__name__} {self.wallet_hotkey}>"
 
     def __enter__(self) -> Self:
-        self._io.call(self._client.create_endpoint)
+        try:
+            self._io.call(self._client.create_endpoint)
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(
@@ -280,6 +286,21 @@ class Lightning:
         )
         stream = self._io.call(ask, axon_info, request)
         return BlockingStreamingResponse(stream, self._io, self)
+
+    def start_metagraph_monitor(
+        self, config: MetagraphMonitorConfig | None = None
+    ) -> None:
+        """Do as `AsyncLightning.start_metagraph_monitor`."""
+        self._io.call(self._client.start_metagraph_monitor, config)
+
+    def stop_metagraph_monitor(self) -> None:
+        """Do as `AsyncLightning.stop_metagraph_monitor`."""
+        self._io.call(self._client.stop_metagraph_monitor)
+
+    @property
+    def metagraph(self) -> Metagraph | None:
+        """Do as `AsyncLightning.metagraph`."""
+        return self._client.metagraph
 
     def authenticated_hotkeys(self) -> set[str]:
         """Do as `AsyncLightning.authenticated_hotkeys`."""

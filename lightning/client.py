@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from lightning._core.wire.exchange import read_answer
 from lightning._core.wire.messages import encode_synapse_packet
-from lightning.errors import LightningError, RequestTimeout
+from lightning.chain.monitor import MetagraphMonitor
+from lightning.errors import ConfigError, LightningError, RequestTimeout
 from lightning.fanout import FanOut, orders
 from lightning.sessions import Sessions, log_report
 from lightning.signer import BtWalletSigner, CallbackSigner, Sr25519Signer, as_signer
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
     from lightning._core.io.links import Call
     from lightning._core.io.transport import Connection
+    from lightning.chain.metagraph import Metagraph
+    from lightning.chain.monitor import MetagraphMonitorConfig
     from lightning.config import LightningClientConfig
     from lightning.reports import ConnectReport
 
@@ -72,7 +75,11 @@ class AsyncLightning(Sessions):
         return f"<{type(self).__name__} {self.wallet_hotkey}>"
 
     async def __aenter__(self) -> Self:
-        await self.create_endpoint()
+        try:
+            await self.create_endpoint()
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def __aexit__(
@@ -124,10 +131,68 @@ class AsyncLightning(Sessions):
     # Connections.
 
     async def create_endpoint(self) -> None:
-        """Get ready to dial; done by `initialize_connections` and ``async with``."""
+        """Get ready to dial; done by `initialize_connections` and ``async with``.
+
+        With a ``metagraph`` in the config it also does as `start_metagraph_monitor`.
+        """
+        self._open()
+        await self._follow()
+
+    def _open(self) -> None:
         self._require_loop()
         if self._endpoints is None:
             self._endpoints = {}
+
+    async def _follow(self) -> None:
+        """Start to follow the metagraph of the config, if that is not done."""
+        if self.config.metagraph is not None and self._monitor is None:
+            await self.start_metagraph_monitor()
+
+    async def start_metagraph_monitor(
+        self, config: MetagraphMonitorConfig | None = None
+    ) -> None:
+        """Keep connections to the miners of a subnet from now on.
+
+        Reads the subnet, does as `update_miner_registry` with its miners, and goes on
+        so; a failure later on keeps what was read last, is logged once, and is tried
+        again, sooner than the interval. A monitor that was there is stopped.
+
+        Args:
+            config: What to follow; None for ``metagraph`` of the settings.
+
+        Raises:
+            ConfigError: Neither is there, or the extra ``subtensor`` is missing.
+            ChainError, LightningConnectionError: The subnet cannot be read; or the
+                endpoint is not initialized.
+            SigningError: No signer is set.
+        """
+        config = config or self.config.metagraph
+        if config is None:
+            raise ConfigError("no metagraph to follow: pass a MetagraphMonitorConfig")
+        self._require_endpoint()
+        self._require_signer()
+        await self.stop_metagraph_monitor()
+        monitor = self._monitor = MetagraphMonitor(
+            config, self.wallet_hotkey, self.update_miner_registry
+        )
+        try:
+            await monitor.start()
+        except BaseException:
+            if self._monitor is monitor:
+                self._monitor = None
+            raise
+
+    async def stop_metagraph_monitor(self) -> None:
+        """Follow the metagraph no more; connections stay as they are."""
+        monitor, self._monitor = self._monitor, None
+        if monitor is not None:
+            await monitor.stop()
+
+    @property
+    def metagraph(self) -> Metagraph | None:
+        """What the monitor has read last; None while there is no monitor."""
+        monitor = self._monitor
+        return None if monitor is None else monitor.metagraph
 
     async def initialize_connections(self, miners: Iterable[Any]) -> ConnectReport:
         """Connect to miners and log in, at all addresses at once.
@@ -150,9 +215,10 @@ class AsyncLightning(Sessions):
         """
         axons = _addresses(miners)
         self._require_signer()
-        await self.create_endpoint()
+        self._open()
         report = await self._establish(axons)
         log_report(report)
+        await self._follow()
         return report
 
     async def update_miner_registry(self, miners: Iterable[Any]) -> ConnectReport:
@@ -217,10 +283,14 @@ class AsyncLightning(Sessions):
         return stats  # type: ignore[return-value]  # Addresses make the other keys.
 
     async def close_all_connections(self) -> None:
-        """Close every connection and forget every miner; later queries dial again."""
+        """Close every connection and forget every miner; later queries dial again.
+
+        A metagraph is followed no more.
+        """
         if self._is_inherited():
             return  # They are the parent's.
         self._require_loop()
+        await self.stop_metagraph_monitor()
         attempts = [*self._redialling.stop(), *self._attempts.values()]
         for attempt in attempts:
             attempt.cancel()

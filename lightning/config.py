@@ -22,6 +22,8 @@ from lightning.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from lightning.chain.monitor import MetagraphMonitorConfig
+
 __all__ = [
     "LightningClientConfig",
     "LightningClientConfigBuilder",
@@ -131,6 +133,10 @@ class LightningClientConfig:
     """A file to which the secrets of all connections are appended, in NSS's key log
     format, for Wireshark; default None. Who has it reads everything. Not in the peer.
     """
+
+    metagraph: MetagraphMonitorConfig | None = None
+    """The subnet whose miners it keeps connections to, as the chain has them; default
+    None: those that it is told."""
 
     def __post_init__(self) -> None:
         _convert(self)
@@ -501,6 +507,7 @@ class LightningClientConfigBuilder(_Builder[LightningClientConfig]):
     reconnect_jitter = _Setter[float]()
     qlog_dir = _Setter[str | None]()
     keylog_file = _Setter[str | None]()
+    metagraph = _Setter["MetagraphMonitorConfig"]()
 
 
 class LightningServerConfigBuilder(_Builder[LightningServerConfig]):
@@ -611,12 +618,22 @@ def _number(name: str, value: Any) -> float:
     return number
 
 
+def _followed(name: str, value: Any) -> Any:
+    # Whoever follows a subnet has imported it.
+    from lightning.chain.monitor import MetagraphMonitorConfig  # noqa: PLC0415
+
+    if not isinstance(value, MetagraphMonitorConfig):
+        raise TypeError(f"{name} must be a MetagraphMonitorConfig, not {_kind(value)}")
+    return value
+
+
 _CONVERTERS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "bool": _boolean,
     "bytes": _binary,
     "float": _number,
     "int": _integer,
     "str": _path,
+    "MetagraphMonitorConfig": _followed,
 }
 
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
     from lightning._core.io.links import Call
+    from lightning.chain.monitor import MetagraphMonitor
 
 # Miners that the log names one by one, of those that could not be reached.
 NAMED = 5
@@ -113,6 +114,7 @@ class Sessions:
         # Logins that are under way, or wait for a dial.
         self._logins_at: Counter[PeerAddr] = Counter()
         self._redialling = Redialling(self)
+        self._monitor: MetagraphMonitor | None = None
 
     def connections(self) -> tuple[ConnectionStats, ...]:
         """Return how each connection is doing; any thread may ask.
@@ -201,6 +203,7 @@ class Sessions:
             self._sessions.clear()
             self._attempts.clear()
             self._redialling.clear()
+            self._monitor = None
             self._endpoints = {}
         self._loop = loop
         self._pid = os.getpid()

@@ -32,6 +32,7 @@ CLIENT_DEFAULTS = {
     "reconnect_jitter": 0.25,
     "qlog_dir": None,
     "keylog_file": None,
+    "metagraph": None,
 }
 PEER_SERVER_DEFAULTS = {
     "max_signature_age_secs": 300,
@@ -72,6 +73,7 @@ OWN_SERVER_DEFAULTS = {
 }
 # Client's settings for which 0 breaks no rule of their own.
 NOT_ZERO = (
+    "metagraph",
     "max_stream_payload_bytes",
     "background_reconnect",
     "reconnect_jitter",
