@@ -52,6 +52,17 @@ from lightning.errors import LightningError
 from lightning.fanout import BlockingFanOut, FanOut
 from lightning.handlers import HandlerContext, typed_async_handler, typed_handler
 from lightning.learning import LearnedSources
+from lightning.metagraph import (
+    FINNEY_ENDPOINT,
+    TESTNET_ENDPOINT,
+    Metagraph,
+    MetagraphMonitorConfig,
+    NeuronInfo,
+    connect_subtensor,
+    decode_neurons_lite,
+    is_valid_ip,
+    serve_axon,
+)
 from lightning.priority import StakePriority
 from lightning.reports import (
     ConnectionStats,
@@ -128,7 +139,9 @@ LIGHTNING_AVAILABLE = True
 
 __all__ = [
     "DEFAULT_MAX_FRAME_PAYLOAD",
+    "FINNEY_ENDPOINT",
     "LIGHTNING_AVAILABLE",
+    "TESTNET_ENDPOINT",
     "AsyncLightning",
     "AsyncLightningServer",
     "AsyncSynapseHandler",
@@ -158,7 +171,10 @@ __all__ = [
     "LightningServerConfig",
     "LightningServerConfigBuilder",
     "MessageType",
+    "Metagraph",
+    "MetagraphMonitorConfig",
     "MinerReport",
+    "NeuronInfo",
     "PeerAddr",
     "PyStreamingResponse",
     "QuicAxonInfo",
@@ -189,8 +205,12 @@ __all__ = [
     "ValidatorPermitResolver",
     "__version__",
     "axon",
+    "connect_subtensor",
+    "decode_neurons_lite",
     "dendrite",
+    "is_valid_ip",
     "parse_frame_header",
+    "serve_axon",
     "tensor",
     "typed_async_handler",
     "typed_handler",

@@ -168,9 +168,10 @@ def run_python(code: str, **options: object) -> subprocess.CompletedProcess[str]
 def test_importing_stays_light():
     """No bittensor, numpy, pydantic or wallet is imported on the way."""
     heavy = (
-        "{'bittensor', 'bittensor_wallet', 'numpy', 'pydantic', 'substrateinterface'}"
+        "{'bittensor', 'bittensor_wallet', 'numpy', 'pydantic', 'substrateinterface', "
+        "'scalecodec'}"
     )
-    code = f"import lightning, sys; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import lightning, lightning.metagraph, sys; print(sorted({heavy} & set(sys.modules)))"
     done = run_python(code)
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
