@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from lightning._core.io.links import ServerExchange
     from lightning.config import LightningServerConfig
+    from lightning.serving import ServingThreads
 
 log = logging.getLogger("lightning.server")
 
@@ -154,27 +155,39 @@ class Answers:
             else:
                 self._fail(exchange, handler, error)
 
-    def later(
+    def in_turn(
         self,
+        threads: ServingThreads,
         exchange: ServerExchange,
         handler: Handler,
         data: dict[str, Any],
         context: HandlerContext | None,
     ) -> None:
-        """Answer by a plain function, run by `work_off` in a thread that is busy now."""
-        if len(self.backlog) >= self._most_waiting:
+        """Answer by a plain function, run here or, if too many are, by one of those."""
+        if threads.take():
+            try:
+                self.here(exchange, handler, data, context)
+            finally:
+                threads.give()
+        elif len(self.backlog) >= self._most_waiting:
             self._refuse(exchange, handler)
         elif (job := self._wait(exchange, handler, data, context)) is not None:
             self.backlog.append(job)
+        # Whoever has ended meanwhile may have been too early to see it.
+        self.work_off(threads)
 
-    def work_off(self) -> None:
-        """Run here what waits for a thread."""
-        while self.backlog:
+    def work_off(self, threads: ServingThreads) -> None:
+        """Run here what waits for a thread, as long as this one may."""
+        while self.backlog and threads.take():
             try:
-                job = self.backlog.popleft()
-            except IndexError:
-                return  # Another thread was faster.
-            job.execute()
+                while self.backlog:
+                    try:
+                        job = self.backlog.popleft()
+                    except IndexError:
+                        break  # Another thread was faster.
+                    job.execute()
+            finally:
+                threads.give()
 
     def _wait(
         self,

@@ -773,15 +773,12 @@ class AsyncLightningServer:
         answers, threads, data = self._answers, self._threads, packet.data
         if handler.kind is not HandlerKind.THREAD or threads is None:
             self._answer(connection, exchange, handler, data, context)
-        elif threads.may_run(handler):
+        elif threads.is_brief(handler):
             answers.here(exchange, handler, data, context)
             if answers.backlog:
-                answers.work_off()
+                answers.work_off(threads)
         else:
-            answers.later(exchange, handler, data, context)
-            if threads.has_free():
-                # Whoever has become free meanwhile receives, and so it is ours.
-                answers.work_off()
+            answers.in_turn(threads, exchange, handler, data, context)
 
     def _answer(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,13 +28,13 @@ class ServingThreads:
 
     The one whose turn it is receives, and runs the handler of what came. Where that is
     brief, nobody else need be woken for it: the answer leaves, and it receives again. A
-    handler that is not known to be brief has another thread receive first; when all
-    others run handlers, the last one only receives. Should a brief one take long all of
-    a sudden, the socket's own thread notices within some milliseconds, and there is one
-    thread more.
+    handler that is not known to be brief is run by whoever may `take`, and has another
+    thread receive meanwhile; where nobody may, it waits for one that ends. Should a
+    brief one take long all of a sudden, the socket's own thread notices within some
+    milliseconds, and there is one thread more, up to twice as many and one.
 
     Args:
-        most: Threads that run handlers at a time.
+        most: Threads that run handlers at a time, but for brief ones.
         suspects: Gives the handlers that run.
     """
 
@@ -44,6 +45,8 @@ class ServingThreads:
         self._endpoint: ServerEndpoint | None = None
         self._handle: Callable[..., object] | None = None
         self._count = 0
+        # One for each handler that may run; a deque's ends are safe to use in threads.
+        self._free: deque[None] = deque()
 
     def start(self, endpoint: ServerEndpoint, handle: Callable[..., object]) -> None:
         """Serve an endpoint.
@@ -54,6 +57,8 @@ class ServingThreads:
         """
         with self._lock:
             self._endpoint, self._handle, self._count = endpoint, handle, 0
+            # Of an earlier endpoint some may run still, and end: there are no more.
+            self._free = deque([None] * self._most, self._most)
         self._add(1)
 
     def stop(self) -> None:
@@ -68,22 +73,43 @@ class ServingThreads:
             handler.typical_seconds = max(handler.typical_seconds, LONG)
         self._add(2 * self._most + 1)
 
-    def may_run(self, handler: Handler) -> bool:
-        """Have somebody else receive, if a handler may take long.
+    @staticmethod
+    def is_brief(handler: Handler) -> bool:
+        """Say if a handler may be run by whoever receives."""
+        return handler.typical_seconds <= BRIEF
 
-        Returns:
-            False if nobody else can: the handler must not be run here then, but by
-            another thread, when that is free.
-        """
+    def may_run(self, handler: Handler) -> bool:
+        """Have somebody else receive, if a handler may take long; say if one does."""
         if handler.typical_seconds <= BRIEF:
             return True
         endpoint = self._endpoint
         return endpoint is None or endpoint.yield_lead() or self._add(self._most + 1)
 
-    def has_free(self) -> bool:
-        """Have another thread receive; say if there is one."""
+    def take(self) -> bool:
+        """Begin to run handlers that may take long, while somebody else receives.
+
+        Returns:
+            True if this thread may; `give` is due. False if as many as may do: each of
+            them looks after its `give` if anything waits, so what waits is to be left
+            where they look before this is called.
+        """
+        try:
+            self._free.pop()
+        except IndexError:
+            return False
         endpoint = self._endpoint
-        return endpoint is None or endpoint.yield_lead()
+        if endpoint is None or endpoint.yield_lead() or self._add(self._most + 1):
+            return True
+        if self._count <= 2 * self._most:
+            # Somebody is about to receive, or is at what should be brief: see `add`.
+            return True
+        # All others may be held up, and this is the last to say no.
+        self._free.append(None)
+        return False
+
+    def give(self) -> None:
+        """Run no more of them, after `take`."""
+        self._free.append(None)
 
     def _add(self, most: int) -> bool:
         with self._lock:

@@ -25,7 +25,7 @@ from tests.support.waiting import until
 from tests.unit import test_blocking
 
 pair = test_blocking.pair
-SOON = 3.0  # seconds: at once, on a busy machine
+SOON = 10.0  # seconds: at once, on a busy machine
 
 
 def query(name, **data):
@@ -343,7 +343,7 @@ def test_what_is_lost_is_sent_again_while_a_leader_sleeps(gated):
             threading.Event().wait(0.05)  # All that was sent is lost by then.
             relay.relay.is_open = True
             assert follower.join().answer["data"] == {"n": 2}
-            assert follower.took < 5
+            assert follower.took < 15
             gate.open.set()
             assert leader.join().answer["success"]
     finally:
@@ -406,7 +406,7 @@ def test_when_all_threads_are_stuck_requests_are_answered_and_not_begun(gated, c
 
 
 def test_no_more_handlers_run_at_once_than_allowed(pair):
-    """Where each thread that is done takes what waits."""
+    """Where each thread that is done takes what waits, and more threads were added."""
     running, most = [], []
 
     def count(data):
@@ -416,9 +416,12 @@ def test_no_more_handlers_run_at_once_than_allowed(pair):
         running.pop()
         return data
 
-    _, client, axon = pair(
+    server, client, axon = pair(
         lambda s: s.register_synapse_handler("count", count), handler_threads=3
     )
+    for _ in range(6):
+        # As when a machine is so busy that nobody seems to receive.
+        server._server._threads.add()
 
     def ask():
         for _ in range(20):
