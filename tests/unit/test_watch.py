@@ -97,12 +97,12 @@ async def test_the_total_time_is_checked(start_server, connect):
 
 async def test_it_bounds_the_dial(make_client, silent_axon):
     """The attempt goes on for others, and for the back-off."""
-    client = make_client(connect_timeout=0.4)
+    client = make_client(connect_timeout=2)
     await client.create_endpoint()
     began = time.monotonic()
     with pytest.raises(RequestTimeout, match="while connecting") as caught:
         await client.query_axon(silent_axon, ECHO, total_timeout_secs=0.05)
-    assert time.monotonic() - began < 0.35
+    assert time.monotonic() - began < 1.8
     assert caught.value.timeout == 0.05
     assert caught.value.elapsed >= 0.05
     assert caught.value.address == str(silent_axon.address)
