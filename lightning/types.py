@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncSynapseHandler",
-    "AxonInfo",
+    "AxonInfoDict",
     "BlockingStreamSender",
     "ClientConnectionStats",
     "PeerAddr",
@@ -304,7 +304,7 @@ class QuicResponse:
         }
 
 
-class AxonInfo(TypedDict):
+class AxonInfoDict(TypedDict):
     """A miner as a dict."""
 
     hotkey: str

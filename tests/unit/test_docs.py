@@ -40,11 +40,18 @@ def run(*args: str) -> str:
     return done.stdout
 
 
-def test_the_readmes_example_runs():
-    (code,) = re.findall(
+def test_the_readmes_examples_run():
+    quic, subnet = re.findall(
         r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
     )
-    assert run("-c", code).startswith("{'n': 1} ")
+    assert run("-c", quic).startswith("{'n': 1} ")
+    wallet = (
+        "from lightning import Sr25519Signer\n"
+        "wallet = Sr25519Signer.from_seed(bytes(32))\n"
+    )
+    here = subnet.replace("port=8091", "port=0, external_ip='127.0.0.1'")
+    assert here != subnet
+    assert run("-c", wallet + here).startswith("42 Success 0.")
 
 
 @pytest.mark.parametrize(
