@@ -25,6 +25,7 @@ class Here:
         unserved: One that says it does not serve.
         other: The miner, with a hotkey that it does not have.
         stub: Where somebody is who is no axon, by name.
+        derived: Makes a dendrite of a class derived from the face's.
     """
 
     face: Face
@@ -34,6 +35,7 @@ class Here:
     unserved: Any
     other: Any
     stub: dict[str, Any]
+    derived: Callable[[type], Any]
 
 
 @dataclass

@@ -2,9 +2,13 @@
 
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from lightning.dropin.anywhere import Anywhere
+from lightning.dropin.dendrite import _own_loop
 
 REQUIRED = os.environ.get("LIGHTNING_REQUIRE_BITTENSOR") == "1"
 # Those that run the same through bittensor.
@@ -25,3 +29,16 @@ def bittensor_is_there() -> None:
         if REQUIRED:
             pytest.fail("bittensor is not installed")
         pytest.skip("bittensor is not installed")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def the_dendrites_loop() -> None:
+    """Start the loop that all calls that block share: it lives as long as the process."""
+    _own_loop()
+
+
+@pytest.fixture(autouse=True)
+def none_lingers(nothing_left_behind) -> Iterator[None]:
+    """End what waits for the next dendrite of a hotkey."""
+    yield
+    Anywhere.close_idle()

@@ -121,13 +121,17 @@ def free_port() -> int:
     raise RuntimeError("there is no free port")
 
 
-def make_dendrite(face: Face, transport: str, seed: bytes = VALIDATOR_SEED) -> Any:
-    """Return a dendrite that uses one transport: "http", "quic" or "both"."""
+def make_dendrite(face: Face, transport: str, kind: Any = None) -> Any:
+    """Return a dendrite, or of a class derived from it, that uses one transport.
+
+    Over "http", "quic" or "both".
+    """
+    kind = kind or face.Dendrite
     if not face.is_ours:
         assert transport == "http"
-        return face.Dendrite(keypair(seed))
-    dendrite = face.Dendrite(
-        keypair(seed), quic=transport != "http", http=transport != "quic"
+        return kind(keypair(VALIDATOR_SEED))
+    dendrite = kind(
+        keypair(VALIDATOR_SEED), quic=transport != "http", http=transport != "quic"
     )
     dendrite.external_ip = CLAIMED
     return dendrite

@@ -86,6 +86,7 @@ def result(name: str, pairing: Pairing, miner: Miner) -> Any:
         unserved=info(face, 0, ip="0.0.0.0"),
         other=info(face, port, hotkey=signer(77).ss58_address),
         stub={saying: info(face, at) for saying, at in miner.stubs.items()},
+        derived=lambda kind: make_dendrite(face, pairing.transport, kind),
     )
     dendrite = make_dendrite(face, pairing.transport)
     if made.is_plain:

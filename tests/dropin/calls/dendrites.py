@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.dropin.cases import Case, Here, case, tried
-from tests.dropin.faces import Face
+from tests.dropin.faces import Face, wallet
+from tests.support.identities import MINER_SEED
 
 
 @dataclass
@@ -24,7 +25,7 @@ def overridden_hooks(bt: Face) -> Case:
     async def ask(dendrite: Any, here: Here) -> Any:
         calls = _Calls()
 
-        class Own(type(dendrite)):
+        class Own(here.face.Dendrite):
             def preprocess_synapse_for_request(self, target, synapse, timeout=12.0):
                 calls.names.append("preprocess")
                 return super().preprocess_synapse_for_request(target, synapse, timeout)
@@ -51,11 +52,11 @@ def overridden_hooks(bt: Face) -> Case:
                 calls.names.append("call")
                 return await super().call(*args, **kwargs)
 
-        dendrite.__class__ = Own
-        first = await dendrite(here.miner, OverriddenHooks(), deserialize=False)
-        answered = list(calls.names)
-        calls.names.clear()
-        await dendrite(here.dead, OverriddenHooks(), timeout=3)
+        async with here.derived(Own) as own:
+            first = await own(here.miner, OverriddenHooks(), deserialize=False)
+            answered = list(calls.names)
+            calls.names.clear()
+            await own(here.dead, OverriddenHooks(), timeout=3)
         return {"code": first.dendrite.status_code, "ok": answered, "dead": calls.names}
 
     return Case(ask, {"forward_fn": forward})
@@ -70,12 +71,15 @@ def own_forward(bt: Face) -> Case:
         return synapse
 
     async def ask(dendrite: Any, here: Here) -> Any:
-        class Mocked(type(dendrite)):
+        class Mocked(here.face.Dendrite):
             async def forward(self, axons, synapse, timeout=12, **other):
                 return "mocked"
 
-        dendrite.__class__ = Mocked
-        return [await dendrite.aquery(here.miner, OwnForward())]
+        async with here.derived(Mocked) as mocked:
+            return [
+                await mocked.aquery(here.miner, OwnForward()),
+                await mocked.forward([here.miner], synapse=OwnForward(), timeout=3),
+            ]
 
     return Case(ask, {"forward_fn": forward})
 
@@ -86,7 +90,6 @@ def history(bt: Face) -> Case:
         await dendrite([here.miner, here.miner], bt.Synapse())
         await dendrite(here.dead, bt.Synapse(), timeout=3)
         return {
-            "kind": type(dendrite.synapse_history[0]).__name__,
             "codes": [each.dendrite.status_code for each in dendrite.synapse_history],
         }
 
@@ -180,7 +183,7 @@ def an_axon_as_target(bt: Face) -> Case:
 
     async def ask(dendrite: Any, here: Here) -> Any:
         axon = here.face.Axon(
-            wallet=_Wallet(here.miner.hotkey),
+            wallet=wallet(MINER_SEED),
             port=here.miner.port,
             external_ip="127.0.0.1",
         )
@@ -191,11 +194,3 @@ def an_axon_as_target(bt: Face) -> Case:
         return synapse
 
     return Case(ask, {"forward_fn": forward})
-
-
-class _Wallet:
-    """A wallet of which only the names are known."""
-
-    def __init__(self, ss58_address: str) -> None:
-        self.hotkey = self.coldkeypub = self
-        self.ss58_address = ss58_address
