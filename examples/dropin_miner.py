@@ -4,6 +4,7 @@ Run alone it starts on a free port, is asked once, and stops; a subnet's miner w
 """
 
 import asyncio
+import socket
 import sys
 
 from lightning import Axon, AxonInfo, Dendrite, Sr25519Signer, Synapse
@@ -47,6 +48,13 @@ def make_axon(port: int) -> Axon:
     return axon.attach(double, blacklist, priority)
 
 
+def free_port() -> int:
+    """Find a port, as a miner would be told one."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
 async def ask(axon: AxonInfo) -> int:
     """Ask it once, as its validator would."""
     async with Dendrite(KNOWN) as dendrite:
@@ -54,7 +62,7 @@ async def ask(axon: AxonInfo) -> int:
 
 
 if __name__ == "__main__":
-    axon = make_axon(int(sys.argv[1]) if len(sys.argv) > 1 else 8091).start()
+    axon = make_axon(int(sys.argv[1]) if len(sys.argv) > 1 else free_port()).start()
     print(f"mining on UDP and TCP port {axon.external_port}")
     print(asyncio.run(ask(axon.info())))
     axon.stop()

@@ -5,6 +5,7 @@ Results come in the order of the miners; what failed is on its synapse.
 """
 
 import asyncio
+import socket
 
 from lightning import Axon, AxonInfo, Dendrite, Sr25519Signer, Synapse
 
@@ -22,10 +23,17 @@ async def double(synapse: Double) -> Double:
     return synapse
 
 
-def miner(number: int, port: int, *, quic: bool) -> Axon:
+def free_port() -> int:
+    """Find a port, as a miner would be told one."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def miner(number: int, *, quic: bool) -> Axon:
     """Start a miner of ours, so that there is somebody to ask."""
     signer = Sr25519Signer.from_seed(bytes([number] * 32))
-    axon = Axon(signer, port=port, external_ip="127.0.0.1", quic=quic)
+    axon = Axon(signer, port=free_port(), external_ip="127.0.0.1", quic=quic)
     return axon.attach(double).start()
 
 
@@ -35,14 +43,14 @@ async def validate(axons: list[AxonInfo]) -> None:
         answers = await dendrite(axons, Double(number=21), timeout=5, deserialize=False)
     for axon, answer in zip(axons, answers, strict=True):
         told = answer.dendrite
-        print(axon.port, told.status_code, told.status_message, answer.doubled)
+        print(axon.ip, told.status_code, told.status_message, answer.doubled)
 
 
 if __name__ == "__main__":
-    running = [miner(3, 8093, quic=True), miner(4, 8094, quic=False)]
+    running = [miner(3, quic=True), miner(4, quic=False)]
     away = AxonInfo(
         ip="127.0.0.1",
-        port=8095,
+        port=free_port(),
         hotkey=Sr25519Signer.from_seed(bytes([5] * 32)).ss58_address,
     )
     asyncio.run(validate([axon.info() for axon in running] + [away]))

@@ -44,6 +44,7 @@ from lightning.errors import (
     FrameTooLarge,
     HandshakeError,
     LightningConnectionError,
+    StreamError,
 )
 from lightning.types import NOT_BEGUN, QuicAxonInfo, check_timeout
 
@@ -304,7 +305,7 @@ class Asking:
         values = synapse.__dict__
         values["dendrite"] = terminal_of(kind, dendrite, _OF_DENDRITE)
         values["axon"] = terminal_of(kind, axon, _OF_AXON)
-        values["timeout"] = timeout
+        values["timeout"] = None if timeout is None else float(timeout)
         synapse.__pydantic_fields_set__.update(_SET)
 
     async def _carry_out(self, call: Call, timeout: float | None) -> Any:
@@ -339,6 +340,12 @@ class Asking:
         return axon
 
     def _fail(self, call: Call, error: Exception) -> None:
+        deadline = call.deadline
+        if isinstance(error, StreamError) and (
+            deadline is not None and time.monotonic() >= deadline
+        ):
+            # A stream stops itself when its time is over.
+            error = TimeoutError()
         call.synapse = self.process_error_message(call.synapse, call.plan.name, error)
 
     def _finished(self, call: Call) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lightning.dropin.anywhere import Anywhere
-from lightning.dropin.dendrite import _own_loop
+from lightning.dropin.dendrite import _own_loop, _stay
 
 REQUIRED = os.environ.get("LIGHTNING_REQUIRE_BITTENSOR") == "1"
 # Those that run the same through bittensor.
@@ -34,7 +34,7 @@ def bittensor_is_there() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def the_dendrites_loop() -> None:
     """Start the loop that all calls that block share: it lives as long as the process."""
-    _own_loop()
+    _own_loop().call(_stay)
 
 
 @pytest.fixture(autouse=True)

@@ -159,6 +159,13 @@ DIFFERENCES = (
         ("quic",),
     ),
     Difference(
+        "A call whose time is over",
+        ("too_slow",),
+        ("axon.*", "dendrite.process_time", "dendrite.status_message"),
+        "axon",
+        ("quic",),
+    ),
+    Difference(
         "One dendrite, many loops and threads",
         ("after_aquery", "several_loops"),
         ("1", "2"),

@@ -34,6 +34,7 @@ def ported(name: str, library: str) -> Iterator[types.ModuleType]:
             assert source.count("from lightning import") == 1
             source = source.replace("from lightning import", f"from {library} import")
             module = types.ModuleType(f"{package.__name__}.{part}")
+            module.__package__ = package.__name__
             loaded[module.__name__] = sys.modules[module.__name__] = module
             exec(compile(source, path, "exec"), module.__dict__)
         yield module

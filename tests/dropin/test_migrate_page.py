@@ -8,10 +8,10 @@ from tests.dropin.differences import DIFFERENCES
 ROOT = Path(__file__).parents[2]
 # Rows of what no single call shows, and the file of the test that does.
 SHOWN_ELSEWHERE = {
-    "`external_ip` of a dendrite": "tests/unit/dropin/test_external_ip.py",
+    "`external_ip` of a dendrite": "tests/dropin/test_uses.py",
     "Functions of an axon": "tests/unit/dropin/test_axon.py",
-    "Priorities": "tests/unit/dropin/test_gate.py",
-    "A client that has gone": "tests/unit/dropin/test_http_server.py",
+    "Priorities": "tests/unit/dropin/test_dispatch.py",
+    "A client that has gone": "tests/unit/dropin/test_http.py",
     "Annotations of `attach`": "tests/unit/dropin/test_attaching.py",
     "`start` of an axon": "tests/unit/dropin/test_axon.py",
     "Replays": "tests/unit/dropin/test_http_auth.py",

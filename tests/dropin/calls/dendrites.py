@@ -131,11 +131,13 @@ def after_aquery(bt: Face) -> Case:
 @case
 def query(bt: Face) -> Case:
     def ask(dendrite: Any, here: Here) -> Any:
-        return [
+        found = [
             dendrite.query(here.miner, bt.Synapse(), deserialize=False),
             dendrite.query([here.miner, here.dead], bt.Synapse(), timeout=3)[0],
             dendrite.query(axons=[here.miner], synapse=bt.Synapse(), timeout=3),
         ]
+        dendrite.close_session()
+        return found
 
     return Case(ask, is_plain=True)
 
