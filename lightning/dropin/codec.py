@@ -270,7 +270,7 @@ class Plan:
             if not (data if self._extra else self._names.intersection(data)):
                 return meta
             # As it was sent: a validator takes no value that it has made itself.
-            given = self._given({**self._dump(local), **data})
+            given = self._given(self.completed(local, data))
         else:
             given = self._given(data)
         # Whole ones are taken as they are; empty ones would have to be made.
@@ -286,6 +286,15 @@ class Plan:
             local.__pydantic_extra__.update(made.__pydantic_extra__)
         local.__pydantic_fields_set__.update(self._filled)
         return meta
+
+    def completed(self, local: Any, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Return all own fields of a ``partial`` answer, as they travel.
+
+        Args:
+            local: The synapse that was sent.
+            data: Of the answer.
+        """
+        return {**self._dump(local), **data}
 
     # At the axon.
 

@@ -113,19 +113,31 @@ class Content:
 
     def __init__(self, chunks: AsyncIterator[bytes]) -> None:
         self._chunks = chunks
-        self._left = b""
+        self._left = bytearray()
         self._ended = False
+        self._error: Exception | None = None
 
     async def _more(self) -> bool:
         """Read one more piece; say if there was one."""
         if self._ended:
             return False
+        if self._error is not None:
+            raise self._error
         try:
             self._left += await anext(self._chunks)
         except StopAsyncIteration:
             self._ended = True
             return False
+        except Exception as error:
+            # A generator that has raised says afterwards that it has ended.
+            self._error = error
+            raise
         return True
+
+    def _take(self, n: int) -> bytes:
+        data = bytes(self._left[:n])
+        del self._left[:n]
+        return data
 
     def at_eof(self) -> bool:
         """Whether everything has been read."""
@@ -136,21 +148,23 @@ class Content:
         while not self._left:
             if not await self._more():
                 break
-        data, self._left = self._left, b""
-        return data
+        return self._take(len(self._left))
+
+    async def readchunk(self) -> tuple[bytes, bool]:
+        """Return the next piece, and that it is a whole one; nothing at the end."""
+        data = await self.readany()
+        return data, bool(data)
 
     async def read(self, n: int = -1) -> bytes:
         """Return up to ``n`` bytes, or everything there will be if it is negative."""
-        if n >= 0:
-            while not self._left and n:
-                if not await self._more():
-                    break
-            data, self._left = self._left[:n], self._left[n:]
-            return data
-        while await self._more():
-            pass
-        data, self._left = self._left, b""
-        return data
+        if n < 0:
+            while await self._more():
+                pass
+            return self._take(len(self._left))
+        while not self._left and n:
+            if not await self._more():
+                break
+        return self._take(n)
 
     async def readline(self) -> bytes:
         """Return the next line with its end; nothing at the end."""
@@ -158,10 +172,8 @@ class Content:
         while (at := self._left.find(b"\n", start)) < 0:
             start = len(self._left)
             if not await self._more():
-                at = len(self._left) - 1
-                break
-        data, self._left = self._left[: at + 1], self._left[at + 1 :]
-        return data
+                return self._take(len(self._left))
+        return self._take(at + 1)
 
     async def iter_any(self) -> AsyncIterator[bytes]:
         """Give pieces as they come."""

@@ -342,6 +342,17 @@ def test_a_partial_answer_leaves_the_rest_as_it_was_sent():
     assert (local.raw, local.hexed, local.got) == (b"\0\1\2", b"\1", "x")
 
 
+def test_a_partial_answer_can_be_completed():
+    sent = Coded(raw=b"AAEC", got="a")
+    assert plan_of(Coded).completed(sent, {"got": "b"}) == {
+        "raw": b"AAEC",
+        "hexed": "",
+        "digits": [],
+        "array": [],
+        "got": "b",
+    }
+
+
 def test_containers_that_did_not_change_are_left_out():
     class Long(Synapse):
         words: list[str] = Field(default_factory=list)
