@@ -771,7 +771,10 @@ class AsyncLightningServer:
             room.enter(request, session.hotkey)
             return
         answers, threads, data = self._answers, self._threads, packet.data
-        if handler.kind is not HandlerKind.THREAD or threads is None:
+        if threads is None and handler.kind is HandlerKind.ASYNC:
+            # As `_answer` does, which this one has no need of: it is the loop's thread.
+            answers.in_task(exchange, handler, data, context)
+        elif threads is None or handler.kind is not HandlerKind.THREAD:
             self._answer(connection, exchange, handler, data, context)
         elif threads.is_brief(handler):
             answers.here(exchange, handler, data, context)
