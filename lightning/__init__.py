@@ -91,6 +91,7 @@ from lightning.types import (
 if _TYPE_CHECKING:
     from lightning.dropin.axon import Axon
     from lightning.dropin.dendrite import Dendrite
+    from lightning.dropin.settings import Config
     from lightning.dropin.streaming import StreamingSynapse
     from lightning.dropin.synapse import Synapse, TerminalInfo
     from lightning.dropin.tensor import Tensor, tensor
@@ -101,6 +102,7 @@ if _TYPE_CHECKING:
 # bittensor's names, imported when they are first asked for: they need pydantic.
 _LAZY = {
     "Axon": ("axon", "Axon"),
+    "Config": ("settings", "Config"),
     "Dendrite": ("dendrite", "Dendrite"),
     "StreamingSynapse": ("streaming", "StreamingSynapse"),
     "Synapse": ("synapse", "Synapse"),
@@ -152,6 +154,7 @@ __all__ = [
     "BtWalletSigner",
     "CallbackSigner",
     "ClientConnectionStats",
+    "Config",
     "ConnectReport",
     "ConnectionStats",
     "Dendrite",
