@@ -355,7 +355,7 @@ class Axon:
         )
         return self
 
-    def stop(self, drain: float = STOP_TIMEOUT) -> Self:
+    def stop(self, *, drain: float = STOP_TIMEOUT) -> Self:
         """Stop serving; fine if it does not.
 
         Args:

@@ -45,6 +45,9 @@ def ported(name: str, library: str) -> Iterator[types.ModuleType]:
 
 def lived(validating: types.ModuleType, mining: types.ModuleType, face: Face) -> Any:
     """Start a subnet's miner and let its validator ask it; return what this says."""
+    if hasattr(validating, "PERMITTED"):
+        # Whom the chain permits is the same for both.
+        mining.PERMITTED = validating.PERMITTED
     miner = mining.Miner(wallet(MINER_SEED), free_port())
     start(miner.axon)
     try:

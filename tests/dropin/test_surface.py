@@ -54,6 +54,10 @@ LEFT_OUT = {
 }
 # Where arguments are named, ordered or awaited in another way, with why.
 OTHER_ARGUMENTS = {
+    **dict.fromkeys(
+        ("Dendrite.forward", "Dendrite.call", "Dendrite.call_stream"),
+        "None stands for a new Synapse(), so that no two calls share one",
+    ),
     "StreamingSynapse.process_streaming_response": (
         "subclasses write an asynchronous generator, and so does the abstract one"
     ),
