@@ -18,6 +18,8 @@ _BOTH = ("test_contract.py", "test_surface.py", "test_subnets_theirs.py")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
+        if item.path == here / "test_bittensor11.py":
+            item.add_marker(pytest.mark.bittensor11)
         if here in item.path.parents and item.path.name in _BOTH:
             item.add_marker(pytest.mark.bittensor)
 
