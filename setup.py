@@ -78,6 +78,7 @@ EXTENSIONS = [
     "lightning._core.io.links",
     "lightning._core.io.driver",
     "lightning._core.io.gathering",
+    "lightning._core.io.inbox",
 ]
 NEEDS_LIBCRYPTO = {
     "lightning._core.quic.keyschedule",

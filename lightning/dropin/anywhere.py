@@ -12,10 +12,12 @@ import contextlib
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, cast
 
+from lightning._core.io.inbox import Inbox
 from lightning._core.wire.exchange import read_answer
 from lightning._core.wire.messages import encode_synapse_packet
 from lightning.blocking import Lightning
@@ -23,6 +25,7 @@ from lightning.config import LightningClientConfig
 from lightning.errors import (
     LightningConnectionError,
     LightningError,
+    RequestTimeout,
 )
 from lightning.signer import as_signer
 from lightning.streaming import StreamingResponse
@@ -52,6 +55,8 @@ DEFAULTS = LightningClientConfig(max_connections=4096)
 # What is read ahead of whoever reads a stream on another loop.
 CHUNKS_AHEAD = 64
 BYTES_AHEAD = 1 << 20
+# Seconds of a timeout that is over.
+SOON = 1e-6
 
 CUT_OFF = "the query was cut off by a close"
 
@@ -184,22 +189,33 @@ class Anywhere:
             TransportError: The connection or the stream broke, or the answer is none.
         """
         timeout = check_timeout(timeout)
-        core = self._core
-        client = core.client
+        client = self._client
         connection = client._connection_to(axon)
-        watch = Watch(timeout)
+        watch: Watch | None = None
         connected = 0.0
         call: Call | None = None
+        loop = asyncio.get_running_loop()
+        corner = self._core.corner(loop)
         try:
             if connection is None:
-                connection = await core.reach(
+                watch = Watch(timeout)
+                connection = await self._core.reach(
                     axon, watch, check_timeout(connect_timeout)
                 )
                 connected = watch.elapsed
-            call = await core.call(connection, frame, watch.left, max_bytes)
+                if timeout is not None:
+                    timeout = max(watch.left or 0.0, SOON)
+            call = corner.start(connection, frame, loop, timeout, max_bytes)
+            del frame  # A large one is freed when it has arrived.
+            await call.future
             response = read_answer(call)
-        except LightningError as error:
-            client._tell(error, axon, call, watch)
+        except BaseException as error:
+            if call is not None:
+                corner.cancel(call)
+            if isinstance(error, LightningError):
+                if watch is not None and isinstance(error, RequestTimeout):
+                    error.timeout = watch.timeout or error.timeout
+                client._tell(error, axon, call, watch)
             raise
         return Answer(
             response.success, response.data, response.error, call.seconds, connected
@@ -227,26 +243,67 @@ class Anywhere:
         Raises:
             ConfigError: A timeout is not a finite positive number.
         """
-        check_timeout(timeout), check_timeout(connect_timeout)
-        outcomes = await asyncio.gather(
-            *(
-                self.ask(
-                    axon,
-                    frame,
-                    timeout,
-                    connect_timeout=connect_timeout,
-                    max_bytes=max_bytes,
-                )
-                for axon, frame in wanted
-            ),
-            return_exceptions=True,
+        timeout, connect_timeout = (
+            check_timeout(timeout),
+            check_timeout(connect_timeout),
         )
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException) and not isinstance(
-                outcome, Exception
-            ):
-                raise outcome
-        return cast("list[Answer | Exception]", outcomes)
+        client = self._client
+        loop = asyncio.get_running_loop()
+        corner = self._core.corner(loop)
+        under_way: list[Call | asyncio.Task[Answer] | Exception] = []
+        try:
+            for axon, frame in wanted:
+                connection = client._connection_to(axon)
+                if connection is None:
+                    # Only who must be reached first has a task of its own.
+                    ask = self.ask(
+                        axon,
+                        frame,
+                        timeout,
+                        connect_timeout=connect_timeout,
+                        max_bytes=max_bytes,
+                    )
+                    under_way.append(loop.create_task(ask))
+                    continue
+                try:
+                    under_way.append(
+                        corner.start(connection, frame, loop, timeout, max_bytes)
+                    )
+                except LightningError as error:
+                    client._tell(error, axon, None, None)
+                    under_way.append(error)
+            return [
+                await self._outcome(axon, each)
+                for (axon, _), each in zip(wanted, under_way, strict=True)
+            ]
+        except BaseException:
+            for each in under_way:
+                if isinstance(each, asyncio.Task):
+                    each.cancel()
+                elif not isinstance(each, Exception):
+                    corner.cancel(each)
+            raise
+
+    async def _outcome(
+        self, axon: QuicAxonInfo, each: Call | asyncio.Task[Answer] | Exception
+    ) -> Answer | Exception:
+        if isinstance(each, Exception):
+            return each
+        if isinstance(each, asyncio.Task):
+            try:
+                return await each
+            except Exception as error:
+                return error
+        await each.future
+        try:
+            response = read_answer(each)
+        except Exception as error:
+            if isinstance(error, LightningError):
+                self._client._tell(error, axon, each, None)
+            return error
+        return Answer(
+            response.success, response.data, response.error, each.seconds, 0.0
+        )
 
     async def stream(
         self,
@@ -356,12 +413,9 @@ class _Near(Chunks):
 class _Pipe:
     """Brings the chunks of a stream to another loop; most fields are the lock's."""
 
-    def __init__(
-        self, stream: StreamingResponse, near: asyncio.AbstractEventLoop
-    ) -> None:
-        self.far = stream.loop
-        self._near = near
-        self._stream = stream
+    def __init__(self, far: asyncio.AbstractEventLoop) -> None:
+        self._far = far
+        self._near = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._chunks: deque[bytes] = deque()
         self._size = 0
@@ -372,30 +426,33 @@ class _Pipe:
         self._room = asyncio.Event()
         # The reader's.
         self._news = asyncio.Event()
-        self._task = asyncio.create_task(self._run())
+        self._stream: StreamingResponse | None = None
+        self._task: asyncio.Task[None] | None = None
 
     # In the stream's loop.
 
-    async def _run(self) -> None:
+    async def begin(self, make: Callable[[], StreamingResponse]) -> None:
+        """Send the request and begin to read."""
+        if not self._is_closed:
+            self._stream = make()
+            self._task = asyncio.create_task(self._run(self._stream))
+
+    async def _run(self, stream: StreamingResponse) -> None:
         end: Exception = LightningConnectionError(CUT_OFF)
         try:
             while not self._is_closed:
-                chunk = await self._stream.next_chunk()
+                chunk = await stream.next_chunk()
                 if chunk is None:
                     end = StopAsyncIteration()
                     return
-                batch = []
-                while chunk is not None:
-                    batch.append(chunk)
-                    if self._put(chunk):
-                        break
-                    chunk = self._stream.take()
+                while chunk is not None and not self._put(chunk):
+                    chunk = stream.take()
                 self._tell()
                 await self._wait_for_room()
         except Exception as error:
             end = error
         finally:
-            self._stream.close()
+            stream.close()
             self._end = end
             self._tell()
 
@@ -425,7 +482,9 @@ class _Pipe:
         return self._is_stuck and not self._is_closed
 
     def _stop(self) -> None:
-        self._task.cancel()
+        if self._stream is not None and self._task is not None:
+            self._stream.close()
+            self._task.cancel()
 
     # In the reader's, or, the last one, in any thread.
 
@@ -467,7 +526,7 @@ class _Pipe:
 
     def _far_soon(self, function: Callable[[], object]) -> None:
         with contextlib.suppress(RuntimeError):  # Closed, and all with it.
-            self.far.call_soon_threadsafe(function)
+            self._far.call_soon_threadsafe(function)
 
 
 class _Far(Chunks):
@@ -486,10 +545,70 @@ class _Far(Chunks):
         self._pipe.close()
 
 
+class _Corner:
+    """The calls of one loop, used in its thread; made again when the client was closed.
+
+    It does not keep the loop.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, corners: dict[int, _Corner]
+    ) -> None:
+        self.key = key = id(loop)
+
+        def forget(ended: weakref.ref[asyncio.AbstractEventLoop]) -> None:
+            corner = corners.get(key)
+            if corner is not None and corner.loop is ended:
+                del corners[key]
+
+        self.loop = weakref.ref(loop, forget)
+        # One for each socket of the client.
+        self._inboxes: list[Inbox] = []
+
+    def start(
+        self,
+        connection: Connection,
+        frame: bytes,
+        loop: asyncio.AbstractEventLoop,
+        timeout: float | None,
+        limit: int | None,
+    ) -> Call:
+        """Begin a call. Whoever does not await its future owes it `cancel`."""
+        for inbox in self._inboxes:
+            call = inbox.start(connection, frame, loop, timeout, limit or 0)
+            if call is not None:
+                return call
+        if connection.loop is loop:
+            answer: asyncio.Future[Call] = loop.create_future()
+            return connection.call(frame, answer, timeout, True, limit or 0)
+        if connection.closed is not None:
+            raise connection.lost()
+        for stale in [inbox for inbox in self._inboxes if inbox.is_stale]:
+            stale.close(loop)
+            self._inboxes.remove(stale)
+        inbox = Inbox(connection)
+        loop.add_reader(inbox.fileno(), inbox.rung)
+        self._inboxes.append(inbox)
+        return self.start(connection, frame, loop, timeout, limit)
+
+    def cancel(self, call: Call) -> None:
+        """Drop a call; fine if it has ended."""
+        for inbox in self._inboxes:
+            inbox.cancel(call)
+        call.cancel()  # Of the client's own loop.
+
+    def close(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Drop all; in the loop's thread, or with None where it was closed."""
+        inboxes, self._inboxes = self._inboxes, []
+        for inbox in inboxes:
+            inbox.close(loop)
+
+
 class _Core:
     """A client, and how to reach it from other loops than its own."""
 
     def __init__(self, client: AsyncLightning | Lightning) -> None:
+        self._corners: dict[int, _Corner] = {}
         self.io: LoopThread | None = None
         if isinstance(client, Lightning):
             self.io = client._io
@@ -508,6 +627,7 @@ class _Core:
 
     def leave(self) -> None:
         """Have one user less."""
+        self._vacate()
 
     async def reach(
         self, axon: QuicAxonInfo, watch: Watch, timeout: float | None
@@ -527,27 +647,48 @@ class _Core:
                 address=str(axon.address),
             ) from error
 
-    async def call(
-        self,
-        connection: Connection,
-        frame: bytes,
-        timeout: float | None,
-        max_bytes: int | None,
-    ) -> Call:
-        """Ask on a connection and wait for the end of the call."""
-        return await self.run(_call, connection, frame, timeout)
+    def corner(self, loop: asyncio.AbstractEventLoop) -> _Corner:
+        """Return what waits for calls in a loop, the running one."""
+        corner = self._corners.get(id(loop))
+        if corner is None or corner.loop() is not loop:
+            self._sweep()
+            corner = self._corners[id(loop)] = _Corner(loop, self._corners)
+        return corner
+
+    def _sweep(self) -> None:
+        """Close the corners of loops that were closed."""
+        for corner in list(self._corners.values()):
+            loop = corner.loop()
+            if loop is None or loop.is_closed():
+                corner.close(None)
+                self._corners.pop(corner.key, None)
+
+    def _vacate(self) -> None:
+        """Close all corners, each in its loop."""
+        corners = list(self._corners.values())
+        self._corners.clear()
+        for corner in corners:
+            loop = corner.loop()
+            if loop is not None:
+                with contextlib.suppress(RuntimeError):  # Closed.
+                    loop.call_soon_threadsafe(corner.close, loop)
+                    continue
+            corner.close(None)
 
     async def open(
         self, connection: Connection, frame: bytes, watch: Watch, axon: QuicAxonInfo
     ) -> Chunks:
         """Ask for a streamed answer on a connection."""
-        client = self.client
+        make = partial(_stream, self.client, connection, frame, watch, axon)
         if self.is_own():
-            return _Near(_stream(client, connection, frame, watch, axon))
-        near = asyncio.get_running_loop()
-        return _Far(
-            await self.run(_open_pipe, client, connection, frame, watch, axon, near)
-        )
+            return _Near(make())
+        pipe = _Pipe(connection.loop)
+        try:
+            await self.run(pipe.begin, make)
+        except BaseException:
+            pipe.close()
+            raise
+        return _Far(pipe)
 
     def begin(
         self, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any
@@ -599,17 +740,6 @@ async def _dial(client: AsyncLightning, axon: QuicAxonInfo, timeout: float) -> N
             await _route(client, axon)
 
 
-async def _call(connection: Connection, frame: bytes, timeout: float | None) -> Call:
-    answer: asyncio.Future[Call] = connection.loop.create_future()
-    call = connection.call(frame, answer, timeout)
-    try:
-        await answer
-    except BaseException:
-        call.cancel()
-        raise
-    return call
-
-
 def _stream(
     client: AsyncLightning,
     connection: Connection,
@@ -625,17 +755,6 @@ def _stream(
         watch,
         partial(client._locate, address=axon.address, hotkey=axon.hotkey),
     )
-
-
-async def _open_pipe(
-    client: AsyncLightning,
-    connection: Connection,
-    frame: bytes,
-    watch: Watch,
-    axon: QuicAxonInfo,
-    near: asyncio.AbstractEventLoop,
-) -> _Pipe:
-    return _Pipe(_stream(client, connection, frame, watch, axon), near)
 
 
 # The clients that users share.
@@ -663,6 +782,7 @@ class _Shared(_Core):
     def stop(self, *, wait: bool) -> None:
         """Close the client."""
         cast("LoopThread", self.io).stop(wait=wait)
+        self._vacate()
 
 
 class _Share:

@@ -25,6 +25,7 @@ cdef class DriverBase:
     # Set under the endpoint's mutex by `Driver.collect`, read after.
     cdef bint some_ended  # calls, for `finish_calls`
     cdef bint refers  # answers were referred to, and are to be given up in time
+    cdef void* attendant  # the Inbox whose loop moves the datagrams, or NULL
 
     cdef bint inherited(self) noexcept
     cdef int check_open(self) except -1

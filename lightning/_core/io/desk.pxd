@@ -70,12 +70,15 @@ cdef struct Waiter:
     Waiter* before
     bint listed
     Waiter* next_roused
+    # A descriptor and 1: written to instead of waking a thread; 0 is none.
+    int bell
 
 
 cdef enum WaiterBits:
     WAITER_DONE = 1
     WAITER_LEADS = 2  # is to move the datagrams
     WAITER_ROUSED = 4  # by the desk, which has let go of it
+    WAITER_LOOKS = 8  # will look without the bell
 
 
 # Calls that one thread waits for together: woken when some have ended, which are taken
@@ -107,6 +110,8 @@ cdef struct Call:
     int outcome
     uint64_t code
     int64_t timeout  # microseconds for the answer, once the request is sent; 0 is none
+    bint total  # that is from when it was begun instead
+    size_t limit  # of the answer's payload; 0 is the line's
     bint watched  # by the desk; otherwise whoever waits calls `desk_look`
     int64_t began  # in microseconds
     int64_t opened  # when its stream was
@@ -176,7 +181,7 @@ cdef void desk_count_failed(Line* line) noexcept nogil
 cdef uint32_t desk_count(const Line* line) noexcept nogil
 
 # Start a call: `line`, `request`, `request_size`, `owner`, `user`, `wakes`, `group`,
-# `timeout` and `watched` are set, the rest is zero. OK, or a status of the connection's
+# `timeout`, `total`, `limit` and `watched` are set, the rest is zero. OK, or a status of the connection's
 # verbs: then nothing was begun.
 cdef int desk_call(Call* call, int64_t now) noexcept nogil
 # End a call that nobody waits for any more; fine if it has ended.
@@ -215,7 +220,7 @@ cdef Request* desk_next_ready(Desk* d) noexcept nogil
 cdef void request_free(Request* r) noexcept nogil
 cdef void frame_free(Frame* f) noexcept nogil
 
-# Wake a waiter.
+# Wake a waiter, which has no bell.
 cdef void waiter_wake(Waiter* w, uint32_t bits) noexcept nogil
 # Sleep while the state is zero, until a time in microseconds or INT64_MAX; may return
 # early for any reason, a signal among them.

@@ -32,10 +32,10 @@ cdef extern from * nogil:
     """
     #include <stdint.h>
     #include <time.h>
+    #include <unistd.h>
     #if defined(__linux__) && !defined(LIGHTNING_PORTABLE)
     #include <linux/futex.h>
     #include <sys/syscall.h>
-    #include <unistd.h>
 
     static void word_sleep(uint32_t *word, int64_t micros) {
         struct timespec limit, *timeout = 0;
@@ -58,12 +58,18 @@ cdef extern from * nogil:
     }
     static void word_wake(uint32_t *word) { (void)word; }
     #endif
+    static void bell_ring(int fd) {
+        uint64_t one = 1;
+        ssize_t written = write(fd, &one, sizeof(one));
+        (void)written;  /* It fails only when it is full of rings already. */
+    }
     #define leading_zeros(v) __builtin_clzll(v)
     #define word_or(p, v) __atomic_fetch_or((p), (v), __ATOMIC_SEQ_CST)
     #define word_and(p, v) __atomic_fetch_and((p), (v), __ATOMIC_SEQ_CST)
     """
     void word_sleep(uint32_t* word, int64_t micros)
     void word_wake(uint32_t* word)
+    void bell_ring(int fd)
     int leading_zeros(uint64_t v)
     uint32_t word_or(uint32_t* word, uint32_t bits)
     uint32_t word_and(uint32_t* word, uint32_t bits)
@@ -315,7 +321,7 @@ cdef int begin(Call* call, int64_t now) noexcept nogil:
     call.stream.user = call
     call.stream.sink = take_answer
     call.opened = now
-    watch(call, now + first_look(call))
+    watch(call, first_look(call))
     call.before = NULL
     call.after = line.calls
     if line.calls is not NULL:
@@ -458,7 +464,7 @@ cdef size_t take_answer(
     cdef Call* call = <Call*> s.user
     cdef size_t taken = 0
     cdef int outcome = frame_feed(
-        &call.answer, data, size, call.line.max_payload, &taken
+        &call.answer, data, size, call.limit or call.line.max_payload, &taken
     )
     if outcome == CALL_WAITS:
         if fin and not call.answer.header_size and call.refused:
@@ -494,9 +500,11 @@ cdef void desk_cancel(Call* call, int64_t now) noexcept nogil:
 
 
 cdef inline int64_t first_look(const Call* call) noexcept nogil:
-    """Return how long after its stream was opened a call is looked at first."""
-    cdef int64_t budget = desk_budget(call.request_size) * SECOND
-    return min(call.timeout, budget) if call.timeout else budget
+    """Return when a call is looked at first, whose stream was just opened."""
+    cdef int64_t until = call.opened + desk_budget(call.request_size) * SECOND
+    if call.timeout:
+        until = min(until, (call.began if call.total else call.opened) + call.timeout)
+    return until
 
 
 cdef int desk_look(Call* call, int64_t now) noexcept nogil:
@@ -515,14 +523,16 @@ cdef int desk_look(Call* call, int64_t now) noexcept nogil:
         # Of a request that the peer refused half-way the rest is never sent.
         if not s.sent_at:
             s.sent_at = now
-        due = s.sent_at + call.timeout
+        due = (call.began if call.total else s.sent_at) + call.timeout
     else:
         due = call.opened + desk_budget(call.request_size) * SECOND
         if due <= now:
             call.code = sendbuf_size(&s.send)
             return CALL_NOT_SENT
-        # If it is sent at once, its answer is not late before.
-        if call.timeout:
+        if call.total:
+            due = min(due, call.began + call.timeout)
+        elif call.timeout:
+            # If it is sent at once, its answer is not late before.
             due = min(due, now + max(call.timeout, <int64_t> LOOK_MIN))
     if due <= now:
         call.code = 0
@@ -586,7 +596,13 @@ cdef void desk_rouse(Waiter* first) noexcept nogil:
     cdef Waiter* after
     while first is not NULL:
         after = first.next_roused
-        waiter_wake(first, <int> WAITER_DONE | <int> WAITER_ROUSED)
+        if first.bell:
+            # Before it is let go of: the bell is there until then.
+            if not load32(&first.state) & WAITER_LOOKS:
+                bell_ring(first.bell - 1)
+            word_or(&first.state, <int> WAITER_DONE | <int> WAITER_ROUSED)
+        else:
+            waiter_wake(first, <int> WAITER_DONE | <int> WAITER_ROUSED)
         first = after
 
 

@@ -272,7 +272,10 @@ cdef class Link:
         if not self.driver.inherited():
             self.engine.vouch()
 
-    def call(self, bytes frame not None, future, timeout=None):
+    def call(
+        self, bytes frame not None, future, timeout=None, bint total=False,
+        size_t limit=0,
+    ):
         """Send a request, for the owner's thread.
 
         Args:
@@ -282,6 +285,8 @@ cdef class Link:
             timeout: Seconds for the answer, from when the request is sent; until then
                 it has its write budget, of 5 seconds and one for each MiB, 60 at most.
                 None lets the answer take as long as the connection lives.
+            total: Whether the timeout is of the whole call, from now.
+            limit: Largest payload of the answer in bytes; 0 for `max_payload`.
 
         Returns:
             The call. Whoever does not wait for its end owes it `Call.cancel`.
@@ -293,6 +298,8 @@ cdef class Link:
         call.frame = frame
         call.future = future
         call.record.watched = True
+        call.record.total = total
+        call.record.limit = limit
         call.set_timeout(timeout)
         self.start(call, False)
         self.driver.mark()
@@ -666,7 +673,7 @@ cdef class Call:
         if r.outcome == CALL_BAD_TYPE:
             raise UnknownMessageType(r.answer.header[0])
         if r.outcome == CALL_TOO_LARGE:
-            raise FrameTooLarge(r.answer.length, self.link.limit)
+            raise FrameTooLarge(r.answer.length, r.limit or self.link.limit)
         if r.outcome == CALL_TIMED_OUT or r.outcome == CALL_NOT_SENT:
             raise self.late(r.outcome, r.code)
         if r.outcome == CALL_NO_MEMORY:

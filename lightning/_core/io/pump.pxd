@@ -102,6 +102,16 @@ cdef void pump_attend(Pump* p) noexcept nogil
 # After a flush of an owner that only waits for one answer, or one question: look at the
 # socket for a moment, if what comes mostly comes so soon. Says if something has.
 cdef bint pump_linger(Pump* p) noexcept nogil
+# Do what a leader does once, for somebody who is told by the socket and waits elsewhere;
+# nothing if somebody leads.
+cdef void pump_assist(Pump* p) noexcept nogil
+# Look at the socket again and again for a moment; says if something has come.
+cdef bint pump_spin(Pump* p, int64_t began) noexcept nogil
+# Open something that is readable from when it is rung until it is drained. 0 or -errno.
+cdef int bell_open(Pump* p, int* reads, int* writes) noexcept nogil
+cdef void bell_ring(int writes) noexcept nogil
+cdef void bell_drain(int reads) noexcept nogil
+cdef void bell_close(int reads, int writes) noexcept nogil
 # Send what is due; says if there are events or work for TLS.
 cdef bint pump_flush(Pump* p) noexcept nogil
 # When to attend next; INT64_MAX is never.

@@ -371,20 +371,51 @@ cdef void pump_attend(Pump* p) noexcept nogil:
 
 cdef bint pump_linger(Pump* p) noexcept nogil:
     cdef int64_t began = pump_clock()
-    cdef pollfd fd
     p.flushed_at = began
     if load32(&p.quick) < SPIN_AFTER:
         return False
+    if pump_spin(p, began):
+        add(&p.lingered, 1)
+        return True
+    store32(&p.quick, 0)
+    return False
+
+
+cdef void pump_assist(Pump* p) noexcept nogil:
+    if load32(&p.led):
+        return
+    add(&p.attended, 1)
+    step(p, False)
+    rouse(p)
+    notify(p)
+
+
+cdef bint pump_spin(Pump* p, int64_t began) noexcept nogil:
+    cdef pollfd fd
     fd.fd = p.socket.fd
     fd.events = POLLIN
     fd.revents = 0
     while pump_clock() - began < SPIN:
         if pump_poll(&fd, 1, 0, p.socket.plain) != 0:
-            add(&p.lingered, 1)
             return True
         sched_yield()
-    store32(&p.quick, 0)
     return False
+
+
+cdef int bell_open(Pump* p, int* reads, int* writes) noexcept nogil:
+    return pump_signal_open(reads, writes, p.socket.plain)
+
+
+cdef void bell_ring(int writes) noexcept nogil:
+    signal_fd(writes)
+
+
+cdef void bell_drain(int reads) noexcept nogil:
+    drain_fd(reads)
+
+
+cdef void bell_close(int reads, int writes) noexcept nogil:
+    pump_signal_close(reads, writes)
 
 
 cdef bint pump_flush(Pump* p) noexcept nogil:
