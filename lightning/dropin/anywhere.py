@@ -23,6 +23,7 @@ from lightning._core.wire.messages import encode_synapse_packet
 from lightning.blocking import Lightning
 from lightning.config import LightningClientConfig
 from lightning.errors import (
+    ConnectionClosed,
     LightningConnectionError,
     LightningError,
     RequestTimeout,
@@ -438,7 +439,7 @@ class _Pipe:
             self._task = asyncio.create_task(self._run(self._stream))
 
     async def _run(self, stream: StreamingResponse) -> None:
-        end: Exception = LightningConnectionError(CUT_OFF)
+        end: Exception = ConnectionClosed(reason="client_shutdown")
         try:
             while not self._is_closed:
                 chunk = await stream.next_chunk()
