@@ -6,7 +6,7 @@ export LIGHTNING_TSAN=1
 if [ $# -eq 0 ]; then
     set -- tests/unit/quic/test_threads.py \
         tests/unit/test_driver.py::test_an_owner_and_the_thread_take_turns \
-        tests/unit/test_turns.py tests/unit/test_desk.py
+        tests/unit/test_turns.py tests/unit/test_desk.py tests/unit/test_inbox.py
 fi
 exec tools/variant.sh tsan bash -c '
     # The interpreter is not instrumented, so what is reported is ours; the C library

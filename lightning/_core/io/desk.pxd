@@ -181,8 +181,8 @@ cdef void desk_count_failed(Line* line) noexcept nogil
 cdef uint32_t desk_count(const Line* line) noexcept nogil
 
 # Start a call: `line`, `request`, `request_size`, `owner`, `user`, `wakes`, `group`,
-# `timeout`, `total`, `limit` and `watched` are set, the rest is zero. OK, or a status of the connection's
-# verbs: then nothing was begun.
+# `timeout`, `total`, `limit` and `watched` are set, the rest is zero. OK, or a status
+# of the connection's verbs: then nothing was begun.
 cdef int desk_call(Call* call, int64_t now) noexcept nogil
 # End a call that nobody waits for any more; fine if it has ended.
 cdef void desk_cancel(Call* call, int64_t now) noexcept nogil

@@ -167,9 +167,9 @@ cdef class Inbox:
         return 0
 
     def flush(self):
-        """Send what was begun, and, for one request alone, wait a moment for its answer.
+        """Send what was begun; wait a moment for the answer to one request alone.
 
-        That is done where answers mostly come so soon: to be woken takes as long.
+        That is where answers mostly come so soon: to be woken takes as long.
         """
         cdef DriverBase driver = self.driver
         cdef bint is_alone, came = False

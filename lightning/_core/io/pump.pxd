@@ -102,8 +102,8 @@ cdef void pump_attend(Pump* p) noexcept nogil
 # After a flush of an owner that only waits for one answer, or one question: look at the
 # socket for a moment, if what comes mostly comes so soon. Says if something has.
 cdef bint pump_linger(Pump* p) noexcept nogil
-# Do what a leader does once, for somebody who is told by the socket and waits elsewhere;
-# nothing if somebody leads.
+# Do once what a leader does, for somebody who waits elsewhere, the socket among what it
+# waits for; nothing if somebody leads.
 cdef void pump_assist(Pump* p) noexcept nogil
 # Look at the socket again and again for a moment; says if something has come.
 cdef bint pump_spin(Pump* p, int64_t began) noexcept nogil
