@@ -29,6 +29,8 @@ class Difference:
         paths: What is different of the result, as patterns.
         end: Which end has to be ours: "dendrite" or "axon".
         over: What the call must be made over.
+        is_certain: Whether two ends of ours always show it; else it takes one of
+            bittensor's, or which of two timers is first.
     """
 
     row: str
@@ -36,6 +38,7 @@ class Difference:
     paths: tuple[str, ...]
     end: str
     over: tuple[str, ...] = BOTH
+    is_certain: bool = True
 
     def explains(self, name: str, pairing: Pairing, path: str) -> bool:
         """Tell whether it is why something differs."""
@@ -126,6 +129,7 @@ DIFFERENCES = (
         STATUS,
         "dendrite",
         ("http",),
+        is_certain=False,
     ),
     Difference(
         "A stream that fails",
@@ -179,6 +183,7 @@ DIFFERENCES = (
         ("axon.*", "dendrite.process_time", "dendrite.status_message"),
         "axon",
         ("quic",),
+        is_certain=False,
     ),
     Difference(
         "One dendrite, many loops and threads",
