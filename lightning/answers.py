@@ -15,6 +15,7 @@ from lightning._core.wire.messages import (
     encode_synapse_response,
 )
 from lightning.errors import (
+    EncodeError,
     FrameTooLarge,
     HandlerError,
     LightningError,
@@ -72,6 +73,8 @@ class Answers:
             any thread; None if nobody cares. Whoever sets it has put requests into
             ``running`` first; those that are not there any more are not begun.
         backlog: What waits for a thread that serves a socket itself.
+        mend: Makes of an answer that cannot be encoded one that perhaps can; None if
+            nobody can.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class Answers:
         self.running: dict[ServerExchange, tuple[Handler, float]] = {}
         self.on_end: Callable[[ServerExchange], object] | None = None
         self.backlog: deque[_Job] = deque()
+        self.mend: Callable[[dict[str, Any]], dict[str, Any]] | None = None
         self._most_waiting = config.max_queued_requests
 
     def inline(
@@ -439,9 +443,16 @@ class Answers:
         self, exchange: ServerExchange, handler: Handler, result: dict[str, Any]
     ) -> None:
         try:
-            frame = encode_synapse_response(
-                True, result, int(time.time()), None, self._limit
-            )
+            try:
+                frame = encode_synapse_response(
+                    True, result, int(time.time()), None, self._limit
+                )
+            except EncodeError:
+                if self.mend is None:
+                    raise
+                frame = encode_synapse_response(
+                    True, self.mend(result), int(time.time()), None, self._limit
+                )
         except (SerializationError, FrameTooLarge) as error:
             self.log.error(
                 "the answer of handler %r cannot be sent: %s", handler.name, error

@@ -22,8 +22,10 @@ from lightning._core.wire.exchange import read_answer
 from lightning._core.wire.messages import encode_synapse_packet
 from lightning.blocking import Lightning
 from lightning.config import LightningClientConfig
+from lightning.dropin.codec import carefully
 from lightning.errors import (
     ConnectionClosed,
+    EncodeError,
     LightningConnectionError,
     LightningError,
     RequestTimeout,
@@ -153,9 +155,11 @@ class Anywhere:
             EncodeError: ``data`` holds what the wire cannot say.
             FrameTooLarge: It is over our own limit.
         """
-        return encode_synapse_packet(
-            name, data, int(time.time()), self._client.config.max_frame_payload_bytes
-        )
+        now, limit = int(time.time()), self._client.config.max_frame_payload_bytes
+        try:
+            return encode_synapse_packet(name, data, now, limit)
+        except EncodeError:
+            return encode_synapse_packet(name, carefully(data), now, limit)
 
     async def ask(
         self,

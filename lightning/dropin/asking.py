@@ -574,8 +574,7 @@ class Asking:
         if code != 200:
             data = {"message": message}
         elif isinstance(meta, dict) and meta.get("partial") is True:
-            values = call.synapse.__dict__
-            data = {**{n: values[n] for n in call.plan.own if n in values}, **data}
+            data = call.plan.completed(call.synapse, data)
         response = StreamedResponse(
             _nothing(), code, _headers(call, code, message, process_time)
         )

@@ -54,6 +54,7 @@ __all__ = [
     "NDARRAY",
     "RESERVED",
     "Plan",
+    "carefully",
     "plan_of",
     "set_terminals",
     "terminal",
@@ -84,7 +85,6 @@ _DEPTH: Final = 64
 _DTYPE: Final = re.compile(r"[<>=|]?(?:b1|[iu][1248]|f[248]|c8|c16)")
 _LONGEST_TEXT: Final = 500
 _VALIDATORS: Final = (BeforeValidator, AfterValidator, PlainValidator, WrapValidator)
-_NOTHING: Final = frozenset[str]()
 
 # Fields of terminals, by class; of these there are two.
 _blanks: dict[type[Any], dict[str, Any]] = {}
@@ -226,22 +226,17 @@ class Plan:
 
     # At the dendrite.
 
-    def request_data(
-        self, synapse: Any, meta: dict[str, Any], *, careful: bool = False
-    ) -> dict[str, Any]:
+    def request_data(self, synapse: Any, meta: dict[str, Any]) -> dict[str, Any]:
         """Return the data of a request.
 
         Args:
             synapse: Of this class.
             meta: Goes under `RESERVED`.
-            careful: Whether to look into every value, also of fields whose types say
-                that it is not needed: for when encoding has failed, because of an int
-                beyond 64 bits or of what a validator has made.
 
         Raises:
             EncodeTypeError: A field has a value that cannot travel.
         """
-        data = self._dump(synapse, careful=careful)
+        data = self._dump(synapse)
         data[RESERVED] = meta
         return data
 
@@ -328,12 +323,7 @@ class Plan:
         return made, meta
 
     def answer_data(
-        self,
-        synapse: Any,
-        data: dict[str, Any] | None,
-        meta: dict[str, Any] | None,
-        *,
-        careful: bool = False,
+        self, synapse: Any, data: dict[str, Any] | None, meta: dict[str, Any] | None
     ) -> dict[str, Any]:
         """Return the data of an answer.
 
@@ -342,13 +332,12 @@ class Plan:
             data: Of the request, if fields that are the same may be left out.
             meta: Goes under `RESERVED`; None for a client that does not know it, which
                 gets all fields.
-            careful: As for `request_data`.
 
         Raises:
             EncodeTypeError: A field has a value that cannot travel.
         """
         plan = self if type(synapse) is self.kind else plan_of(type(synapse))
-        answer = plan._dump(synapse, careful=careful)
+        answer = plan._dump(synapse)
         if meta is None:
             return answer
         if data is not None and plan is self:
@@ -433,16 +422,10 @@ class Plan:
                 f"{self.name}: {type(error).__name__}: {error}"[:_LONGEST_TEXT]
             ) from error
 
-    def _dump(self, synapse: Any, *, careful: bool = False) -> dict[str, Any]:
+    def _dump(self, synapse: Any) -> dict[str, Any]:
         """Return the own fields as they travel."""
-        values = synapse.__dict__
-        if careful:
-            dumped, plain = self._dumped_by_model(synapse, set(self._sent)), _NOTHING
-        elif self._dumped:
-            dumped, plain = self._dumped_by_model(synapse, self._dumped), self._plain
-        else:
-            dumped, plain = {}, self._plain
-        data = {}
+        values, plain, data = synapse.__dict__, self._plain, {}
+        dumped = self._dumped_by_model(synapse) if self._dumped else {}
         for name in self._sent:
             if name in plain:
                 if name in values:
@@ -455,12 +438,12 @@ class Plan:
                     data[name] = _wire(value, name)
         return data
 
-    def _dumped_by_model(self, synapse: Any, include: set[str]) -> dict[str, Any]:
+    def _dumped_by_model(self, synapse: Any) -> dict[str, Any]:
         try:
             if self._own_dump:
                 dumped = synapse.model_dump()
             else:
-                dumped = synapse.model_dump(include=include, warnings=False)
+                dumped = synapse.model_dump(include=self._dumped, warnings=False)
         except Exception as error:
             # Of a serializer that a user wrote, or of a model that holds itself.
             raise EncodeTypeError(f"{self.name}: {error}") from error
@@ -612,6 +595,18 @@ def _told(name: str, error: ValidationError) -> str:
         )[:5]
     ]
     return f"{name}: {'; '.join(parts)}"[:_LONGEST_TEXT]
+
+
+def carefully(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Look into every value of a message's data, for when it could not be encoded.
+
+    Fields whose types say that it is not needed are passed on as they are. They may yet
+    have ints beyond 64 bits, or a set that a validator has made.
+
+    Raises:
+        EncodeTypeError: A value cannot travel.
+    """
+    return {_wire_key(name, "data"): _wire(data[name], name) for name in data}
 
 
 def _wire(value: Any, path: str, depth: int = 0) -> Any:

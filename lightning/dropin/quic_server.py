@@ -20,7 +20,7 @@ from lightning._core.wire.messages import (
 from lightning._core.wire.packer import packb
 from lightning.answers import fail
 from lightning.binding import Handler, HandlerKind, Tally
-from lightning.dropin.codec import RESERVED, plan_of, terminal_of
+from lightning.dropin.codec import RESERVED, carefully, plan_of, terminal_of
 from lightning.dropin.dispatch import (
     SUCCESS,
     Outcome,
@@ -105,6 +105,7 @@ class QuicServer(AsyncLightningServer):
         self.loop = asyncio.get_running_loop()
         self._blanks.clear()
         await super().start()
+        self._answers.mend = carefully
 
     def _answer(
         self,

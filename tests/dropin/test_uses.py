@@ -248,3 +248,41 @@ def test_dendrites_that_nobody_closes(axon):
     # One client is shared by all of them, with its loop, sockets and thread.
     assert after[0] <= before[0] + 16
     assert after[1] <= before[1] + 4
+
+
+class Paid(Synapse):
+    """Numbers that MessagePack has no room for."""
+
+    wei: int = 0
+    table: dict[str, list[int]] | None = None
+
+
+async def pay(synapse: Paid) -> Paid:
+    """Double the amount."""
+    synapse.wei *= 2
+    return synapse
+
+
+def pay_at_once(synapse: Paid) -> Paid:
+    """Double the amount, in a thread."""
+    synapse.wei *= 2
+    return synapse
+
+
+@pytest.mark.parametrize("forward", [pay, pay_at_once])
+@pytest.mark.parametrize("over", ["quic", "http"])
+async def test_big_numbers_travel_both_ways(forward, over):
+    axon = Axon(MINER, port=free_port(), external_ip="127.0.0.1", server_config=CONFIG)
+    axon.attach(forward).start()
+    try:
+        async with make_dendrite(ours(), over) as dendrite:
+            got = await dendrite(
+                axon,
+                Paid(wei=10**30, table={"a": [-(10**20)]}),
+                timeout=5,
+                deserialize=False,
+            )
+        assert got.dendrite.status_code == 200, got.dendrite.status_message
+        assert (got.wei, got.table) == (2 * 10**30, {"a": [-(10**20)]})
+    finally:
+        axon.stop()

@@ -255,3 +255,17 @@ async def test_looking_for_late_requests_keeps_none_of_them():
     assert gone() is None
     looking.cancel()
     answers.pool.shutdown(wait=True)
+
+
+def test_an_answer_that_cannot_be_encoded_is_mended_if_somebody_can(answers):
+    handler, mended = HandlerTable().add("h", lambda data: {}), []
+    exchange = Exchange()
+    answers.mend = lambda result: mended.append(result) or {"n": 1}
+    answers._respond(exchange, handler, {"n": 1 << 70})
+    told = SynapseResponse.from_payload(exchange.frames[0][0][5:])
+    assert (told.success, told.data, mended) == (True, {"n": 1}, [{"n": 1 << 70}])
+    answers._respond(exchange := Exchange(), handler, {"n": 2})
+    assert len(mended) == 1
+    answers.mend = lambda result: result
+    answers._respond(exchange := Exchange(), handler, {"n": 1 << 70})
+    assert not SynapseResponse.from_payload(exchange.frames[0][0][5:]).success

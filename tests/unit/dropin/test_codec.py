@@ -32,6 +32,7 @@ from lightning._core.wire.messages import SynapsePacket, encode_synapse_packet
 from lightning.dropin.codec import (
     NDARRAY,
     RESERVED,
+    carefully,
     plan_of,
     set_terminals,
     terminal,
@@ -409,11 +410,11 @@ def test_big_numbers_travel_as_digits_and_come_back():
     plan = plan_of(Paid)
     with pytest.raises(EncodeError):
         over_the_wire(plan.request_data(sent, {}))
-    data = plan.request_data(sent, {}, careful=True)
+    data = carefully(plan.request_data(sent, {}))
     assert data["many"] == {"a": [str(-big), 2**64 - 1]}
     made, _ = plan.build(over_the_wire(data))
     assert made == sent
-    answer = plan.answer_data(made, None, {}, careful=True)
+    answer = carefully(plan.answer_data(made, None, {}))
     assert plan.fill(local := Paid(), over_the_wire(answer)) == {}
     assert local == sent
 
@@ -422,7 +423,7 @@ def test_what_a_validator_made_travels_with_care():
     class Made(Synapse):
         words: Annotated[list[str], AfterValidator(set)] = Field(default_factory=list)
 
-    data = plan_of(Made).request_data(Made(words=["a", "a"]), {}, careful=True)
+    data = carefully(plan_of(Made).request_data(Made(words=["a", "a"]), {}))
     assert plan_of(Made).build(over_the_wire(data))[0].words == {"a"}
 
 
