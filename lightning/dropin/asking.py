@@ -334,9 +334,11 @@ class Asking:
         anywhere = self._anywhere
         if anywhere is None or self._retries:
             return None
-        axon = self._targets.get((target.hotkey, target.ip, target.port))
+        miner = (target.hotkey, target.ip, target.port)
+        axon = self._targets.get(miner)
         if axon is None or not anywhere.is_connected(axon):
             return None
+        _speaks.spoke_quic(miner)
         return axon
 
     def _fail(self, call: Call, error: Exception) -> None:
@@ -525,13 +527,20 @@ class Asking:
 
     def _frame(self, call: Call, timeout: float | None) -> bytes:
         """Encode the body of a call."""
-        data = call.plan.request_data(call.synapse, self._meta(call, timeout))
+        meta = self._meta(call, timeout)
         anywhere = self._anywhere or self._quic_end()
+        plan = call.plan
         try:
-            call.frame = frame = anywhere.encode(call.plan.name, data)
+            try:
+                data = plan.request_data(call.synapse, meta)
+                frame = anywhere.encode(plan.name, data)
+            except EncodeError:
+                data = plan.request_data(call.synapse, meta, careful=True)
+                frame = anywhere.encode(plan.name, data)
         except FrameTooLarge as error:
             # What comes in and is too large is another matter.
             raise EncodeError(error.detail) from error
+        call.frame = frame
         return frame
 
     def _meta(self, call: Call, timeout: float | None) -> dict[str, Any]:
@@ -637,10 +646,21 @@ class Asking:
             )
         meta = self._meta(call, call.synapse.timeout)
         meta["mark"] = mark
-        data = call.plan.request_data(call.synapse, meta)
-        return await anywhere.stream(
-            axon, call.plan.name, data, left, connect_timeout=connect
-        )
+        plan = call.plan
+        try:
+            try:
+                data = plan.request_data(call.synapse, meta)
+                return await anywhere.stream(
+                    axon, plan.name, data, left, connect_timeout=connect
+                )
+            except EncodeError:
+                # Nothing was sent.
+                data = plan.request_data(call.synapse, meta, careful=True)
+                return await anywhere.stream(
+                    axon, plan.name, data, call.left(), connect_timeout=connect
+                )
+        except FrameTooLarge as error:
+            raise EncodeError(error.detail) from error
 
     async def _read(
         self, call: Call, chunks: Chunks, mark: bytes

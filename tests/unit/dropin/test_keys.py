@@ -40,13 +40,20 @@ def test_none_is_the_default_wallet(monkeypatch):
 def test_without_bittensors_wallet_the_default_is_asked_for(monkeypatch):
     """The message says what to install."""
     monkeypatch.setitem(sys.modules, "bittensor_wallet", None)
-    with pytest.raises(ConfigError, match=r"pip install 'bittensor-lightning\[wallet\]"):
+    with pytest.raises(
+        ConfigError, match=r"pip install 'bittensor-lightning\[wallet\]"
+    ):
         keypair_of(None)
 
 
 @pytest.mark.parametrize(
     "thing",
-    ["5F...", object(), SimpleNamespace(ss58_address="5F"), SimpleNamespace(hotkey="5F")],
+    [
+        "5F...",
+        object(),
+        SimpleNamespace(ss58_address="5F"),
+        SimpleNamespace(hotkey="5F"),
+    ],
 )
 def test_what_neither_signs_nor_has_a_hotkey_is_refused(thing):
     """At once, and not by the first request."""

@@ -58,7 +58,11 @@ CASES = [
     (ServerBusy("server busy"), 503, "Service busy: server busy"),
     (StreamError("boom"), 500, "Internal Server Error: boom"),
     # aiohttp's.
-    (aiohttp.ClientConnectorError(KEY, OSError(errno.ECONNREFUSED, "")), 503, UNAVAILABLE),
+    (
+        aiohttp.ClientConnectorError(KEY, OSError(errno.ECONNREFUSED, "")),
+        503,
+        UNAVAILABLE,
+    ),
     (aiohttp.ClientConnectorDNSError(KEY, OSError(-2, "")), 503, UNAVAILABLE),
     (aiohttp.ConnectionTimeoutError(), 408, "Request timeout after 12 seconds"),
     (aiohttp.SocketTimeoutError("slow"), 504, "Server timeout error: slow"),
@@ -115,7 +119,11 @@ def test_without_aiohttp_there_is_a_table_too(monkeypatch):
     ("text", "code", "message"),
     [
         ("unrecognized synapse type", 404, "Synapse name 'Ask' not found"),
-        ("authentication failed", 401, "Not Verified with error: authentication failed"),
+        (
+            "authentication failed",
+            401,
+            "Not Verified with error: authentication failed",
+        ),
         ("invalid request format", 400, "Invalid request: invalid request format"),
         ("handler timed out", 408, "Response timeout: handler timed out"),
         ("server busy", 503, "Service busy: server busy"),
