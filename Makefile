@@ -6,7 +6,7 @@ BITTENSOR11 := $(or $(LIGHTNING_BITTENSOR11_VENV),.venv-bittensor11)/bin/python
 SETUP := LIGHTNING_VENV=$(VENV) tools/setup.sh
 CODE := lightning tests examples tools bench setup.py
 
-.PHONY: help demo test bench bench-quick bench-docs bench-scale bench-micro interop peer-suite build debug annotate lint types format cov sanitize tsan fuzz soak dist clean
+.PHONY: help demo test bench bench-quick bench-docs bench-scale bench-micro interop chain peer-suite build debug annotate lint types format cov sanitize tsan fuzz soak dist clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,10 @@ interop: build ## the tests with other QUIC stacks, and with bittensor; they fai
 	tools/bittensor_env.sh
 	LIGHTNING_REQUIRE_BITTENSOR=1 $(BITTENSOR) -m pytest -m bittensor -p no:unraisableexception tests/dropin
 	LIGHTNING_REQUIRE_BITTENSOR=1 $(BITTENSOR11) -m pytest -m bittensor11 tests/dropin
+
+chain: build ## the tests with substrate-interface, in an environment of their own
+	LIGHTNING_VENV=$(VENV) tools/chain_env.sh
+	build/chain-venv/bin/python -m pytest -q -m chain tests/chain
 
 peer-suite: build ## the peer's own Python tests, with this package in its place
 	tools/peer_suite.sh

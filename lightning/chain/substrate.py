@@ -80,6 +80,7 @@ class SubstrateSource:
                     ss58_format=42,
                     # The node says nothing that a local file does not.
                     use_remote_preset=False,
+                    auto_discover=False,
                     # A request that is lost is not sent again to another state.
                     auto_reconnect=False,
                     ws_options={"timeout": self._timeout},
@@ -104,8 +105,10 @@ class SubstrateSource:
             raise ConfigError(f"a netuid is a number below {MAX_NEURONS}, not {netuid}")
         if not self._busy.acquire(blocking=False):
             raise ChainError("the read before has not ended")
+        interface = None
         try:
-            node = _Node(self.connect())
+            interface = self.connect()
+            node = _Node(interface)
             block_hash = node.head()
             block = node.number(block_hash)
             neurons = self._neurons(node, netuid, block_hash)
@@ -115,6 +118,9 @@ class SubstrateSource:
             # The library's parts raise whatever they stumble over.
             raise ChainError(f"{_what(error)} ({self.endpoint})") from error
         finally:
+            if interface is not self._interface:
+                # It was cut meanwhile.
+                _close(getattr(interface, "websocket", None))
             self._busy.release()
         if not neurons:
             raise ChainError(f"the chain has no neurons in subnet {netuid}")
@@ -125,17 +131,15 @@ class SubstrateSource:
         if self._given is not None:
             return
         interface, self._interface = self._interface, None
-        if interface is None:
-            return
         socket = getattr(interface, "websocket", None)
-        with contextlib.suppress(Exception):
-            if self._busy.locked() and socket is not None:
-                # Wakes the thread that waits for its answer.
+        if socket is None:
+            return
+        if self._busy.locked():
+            # Wakes the thread that waits for its answer, which then closes it.
+            with contextlib.suppress(Exception):
                 socket.abort()
-        with contextlib.suppress(Exception):
-            if socket is not None:
-                # Does not wait for the node to say goodbye, too.
-                socket.close(timeout=0)
+        else:
+            _close(socket)
 
     def _neurons(self, node: _Node, netuid: int, block_hash: str) -> list[NeuronInfo]:
         try:
@@ -148,6 +152,14 @@ class SubstrateSource:
                 raise ChainError(
                     f"{error.detail}; and from the storage: {second.detail}"
                 ) from second
+
+
+def _close(socket: Any) -> None:
+    """Close a library's WebSocket, without waiting for the node's goodbye."""
+    with contextlib.suppress(Exception):
+        socket.close(timeout=0)
+    with contextlib.suppress(Exception):
+        socket.shutdown()
 
 
 class _Node:

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "compatibility.md").read_text()
 _, TESTS, BEHAVIOUR, WISHES = PAGE.split("\n## ")
-VERDICTS = {"same", "better", "different", "to come"}
+VERDICTS = {"same", "better", "different"}
 GROUPS = {
     "Rust unit tests: errors": 2,
     "Rust unit tests: types": 17,
@@ -72,21 +72,7 @@ def test_each_row_has_a_verdict_and_tests_that_exist(part):
         assert verdict in VERDICTS, row
         assert text, row
         shown_by = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", shown)
-        assert bool(shown_by) == (verdict != "to come"), row
+        assert shown_by, row
         for path, function in shown_by:
             assert function.startswith("test_"), row
             assert function in functions(path), f"{name}: {path}::{function}"
-
-
-def test_what_is_to_come():
-    waiting = Counter(
-        name
-        for name, listed in groups().items()
-        for row in listed
-        if row[1] == "to come"
-    )
-    expected = {
-        "Rust unit tests: metagraph": 15,
-        "Rust chain tests": 5,
-    }
-    assert waiting == expected
