@@ -582,8 +582,10 @@ class Asking:
         meta = data.pop(RESERVED, None)
         if code != 200:
             data = {"message": message}
-        elif isinstance(meta, dict) and meta.get("partial") is True:
-            data = call.plan.completed(call.synapse, data)
+        else:
+            if isinstance(meta, dict) and meta.get("partial") is True:
+                data = call.plan.completed(call.synapse, data)
+            data = _whole(call, data)
         response = StreamedResponse(
             _nothing(), code, _headers(call, code, message, process_time)
         )
@@ -690,6 +692,9 @@ class Asking:
         found = call.synapse.extract_response_json(response)
         if not isinstance(found, dict):
             raise SynapseParsingError("extract_response_json must return a dict")
+        if "process_server_response" in self._overrides:
+            self.process_server_response(response, _whole(call, found), call.synapse)
+            return
         data = {name: found[name] for name in call.plan.own if name in found}
         data[RESERVED] = {"partial": True}
         call.plan.fill(call.synapse, data)
@@ -758,19 +763,31 @@ def _headers(
     call: Call, code: int, message: str, process_time: float | None
 ) -> list[tuple[bytes, bytes]]:
     """Return the headers that an answer over QUIC would have had over HTTP."""
+    synapse = call.synapse
     found = {
         "name": call.plan.name,
+        **{f"bt_header_axon_{k}": v for k, v in synapse.axon.__dict__.items()},
+        **{f"bt_header_dendrite_{k}": v for k, v in synapse.dendrite.__dict__.items()},
         "bt_header_axon_status_code": code,
         "bt_header_axon_status_message": message,
         "bt_header_axon_process_time": process_time,
-        "bt_header_dendrite_hotkey": call.synapse.dendrite.hotkey,
-        "bt_header_axon_hotkey": call.target.hotkey,
     }
     return [
         (name.encode(), str(value).encode("latin-1", "replace"))
         for name, value in found.items()
         if value is not None
     ]
+
+
+def _whole(call: Call, data: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of an answer with what it would have of ours over HTTP."""
+    synapse = call.synapse
+    return {
+        "timeout": synapse.timeout,
+        "dendrite": synapse.dendrite.model_dump(),
+        "axon": synapse.axon.model_dump(),
+        **data,
+    }
 
 
 async def _nothing() -> AsyncGenerator[bytes, None]:

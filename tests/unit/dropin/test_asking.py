@@ -263,6 +263,19 @@ async def test_a_request_that_is_too_large_is_the_callers_matter(
     assert all(failed(each, 422) for each in await dendrite([axon] * 2, large))
 
 
+async def test_an_answer_that_is_too_large_is_no_success(make_dendrite, start_server):
+    """By the limit of the dendrite, cold and warm, alone and among many."""
+    server = await start_server(answering(lambda data: {"text": "y" * 5000}))
+    dendrite, axon = make_dendrite(max_response_bytes=4096), axon_info(server)
+    for _ in range(2):
+        result = await dendrite.call(axon, Echo(text="x"))
+        assert failed(result, 400)
+        assert result.dendrite.status_message.startswith("Payload error")
+        results = await dendrite([axon] * 2, Echo(text="x"))
+        assert all(failed(result, 400) for result in results)
+    assert (await make_dendrite().call(axon, Echo(text="x"))).is_success
+
+
 @pytest.mark.parametrize("timeout", [-1, float("nan"), float("inf"), "soon", [1]])
 async def test_an_odd_timeout_is_the_callers_matter(
     make_dendrite, start_server, timeout
