@@ -1,7 +1,8 @@
 """Measure all contenders in one run, taking turns, and write the report.
 
 Usage: ``python -m bench.compare [--quick] [--sizes 256,1024] [--out build/compare]``.
-With ``--tables FILE`` nothing is measured: page and charts are written again from an
+``--only dendrite`` measures only dendrites and axons, and adds them to the last
+run. With ``--tables FILE`` nothing is measured: page and charts are written again from an
 earlier run. Ratios are what counts: absolute times are those of this machine at this
 moment.
 """
@@ -11,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench.compare import charts, report
+from bench.compare import charts, dendrites, report
 from bench.compare.contenders import BUILD, ROOT, contenders
 from bench.compare.measure import LAYOUTS, SIZES, Plan, run
 
@@ -43,7 +44,15 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     taking_part = [
         each for each in contenders() if wanted is None or each.name in wanted
     ]
-    return run(taking_part, plan, [options.layout] if options.layout else LAYOUTS)
+    if options.only == "dendrite":
+        earlier = options.out / "compare.json"
+        found = json.loads(earlier.read_text()) if earlier.exists() else {}
+    else:
+        found = run(taking_part, plan, [options.layout] if options.layout else LAYOUTS)
+    found["dendrites"] = dendrites.run(
+        taking_part, turns=plan.turns, seconds=plan.seconds
+    )
+    return found
 
 
 def main() -> None:
@@ -53,6 +62,7 @@ def main() -> None:
     parser.add_argument("--sizes", help="of payloads in bytes, with commas")
     parser.add_argument("--layout", choices=("one process", "two processes"))
     parser.add_argument("--contenders", help="names, with commas; all by default")
+    parser.add_argument("--only", choices=("dendrite",), help="measure only these")
     parser.add_argument("--out", type=Path, default=BUILD, help="a folder")
     parser.add_argument("--tables", type=Path, help="an earlier run, to be shown again")
     parser.add_argument("--docs", action="store_true", help="write the page in docs/")
@@ -63,6 +73,9 @@ def main() -> None:
         (options.out / "compare.json").write_text(json.dumps(found, indent=1))
     else:
         found = json.loads(options.tables.read_text())
+    if "results" not in found:
+        print("\n".join(dendrites.tables(found["dendrites"])))
+        return
     page = ROOT / "docs/benchmarks.md" if options.docs else options.out / "compare.md"
     write(found, page)
     print(page.read_text())

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from bench.compare import dendrites
 from bench.compare.charts import CHARTS
 from bench.compare.goals import Ratio, equal_messages, ratios
 from bench.compare.words import duration, size_name
@@ -28,6 +29,8 @@ def markdown(found: dict[str, Any]) -> str:
         for operation, (title, write) in OPERATIONS.items():
             if of[operation]:
                 lines += [f"### {title}", "", *write(of[operation]), ""]
+    if told := found.get("dendrites"):
+        lines += dendrites.tables(told)
     lines += ["## Bytes on the wire", "", *wire_tables(found), ""]
     for layout in layouts:
         mine = [row for row in rows if row["layout"] == layout]

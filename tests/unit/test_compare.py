@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench.compare import charts, report, wire
+from bench.compare import charts, dendrites, report, wire
 from bench.compare.contenders import Contender, python_ends
 from bench.compare.goals import GOALS, ONE, TWO, equal_messages, ratios
 from bench.compare.measure import (
@@ -408,3 +408,16 @@ def test_what_lacks_a_turn_is_left_out():
     blocks = [latency("ours", 1, [0.1]), latency("peer", 1, [0.1])]
     blocks.append(latency("ours", 2, [0.1]))
     assert [each["contender"] for each in summed_up(blocks, 2)] == ["ours"]
+
+
+def test_dendrites_have_a_section_if_they_were_measured():
+    one = {"p50_us": 70.4, "rate": 41_563.2, "cpu_us": 12.0}
+    everybody = {"last_us": 5930.0, "cpu_us": 73.0, "targets": 256}
+    rows = [
+        {"name": "plain", "one": one},
+        {"name": "ours", "one": one, "all": everybody},
+    ]
+    lines = dendrites.tables(rows)
+    assert lines[0] == "## Dendrite and axon"
+    assert "| `AsyncLightning` | 70 µs | 41,563 | 12 µs |" in lines
+    assert "| `Dendrite` and `Axon` | 256 | 5.93 ms | 73 µs |" in lines
