@@ -531,12 +531,8 @@ class Asking:
         anywhere = self._anywhere or self._quic_end()
         plan = call.plan
         try:
-            try:
-                data = plan.request_data(call.synapse, meta)
-                frame = anywhere.encode(plan.name, data)
-            except EncodeError:
-                data = plan.request_data(call.synapse, meta, careful=True)
-                frame = anywhere.encode(plan.name, data)
+            data = plan.request_data(call.synapse, meta)
+            frame = anywhere.encode(plan.name, data)
         except FrameTooLarge as error:
             # What comes in and is too large is another matter.
             raise EncodeError(error.detail) from error
@@ -650,17 +646,10 @@ class Asking:
         meta["mark"] = mark
         plan = call.plan
         try:
-            try:
-                data = plan.request_data(call.synapse, meta)
-                return await anywhere.stream(
-                    axon, plan.name, data, left, connect_timeout=connect
-                )
-            except EncodeError:
-                # Nothing was sent.
-                data = plan.request_data(call.synapse, meta, careful=True)
-                return await anywhere.stream(
-                    axon, plan.name, data, call.left(), connect_timeout=connect
-                )
+            data = plan.request_data(call.synapse, meta)
+            return await anywhere.stream(
+                axon, plan.name, data, left, connect_timeout=connect
+            )
         except FrameTooLarge as error:
             raise EncodeError(error.detail) from error
 
