@@ -115,7 +115,9 @@ class SubstrateSource:
         except LightningError:
             raise
         except Exception as error:
-            # The library's parts raise whatever they stumble over.
+            # The library's parts raise whatever they stumble over; what the
+            # connection is good for then is not known.
+            self.close()
             raise ChainError(f"{_what(error)} ({self.endpoint})") from error
         finally:
             if interface is not self._interface:

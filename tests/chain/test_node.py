@@ -218,6 +218,24 @@ def test_a_socket_that_is_cut_in_the_middle_is_an_error(node):
     assert metagraph.n == 1024
 
 
+def test_a_kept_connection_is_made_anew_after_a_cut(node):
+    def cut(params):
+        raise Cut
+
+    metagraph = Metagraph(1)
+    source = connect_subtensor(node.url)
+    try:
+        metagraph.sync(source)
+        good = node.answers["state_call"]
+        node.answers["state_call"] = cut
+        with pytest.raises(ChainError):
+            metagraph.sync(source)
+        node.answers["state_call"] = good
+        metagraph.sync(source)
+    finally:
+        source.close()
+
+
 def test_a_slow_answer_is_given_up(node):
     async def slow(params):
         await asyncio.sleep(30)
