@@ -660,3 +660,38 @@ def test_the_short_way_is_taken_where_it_can_be():
     assert plan_of(Plain)._build_exact({"need": 1}, None, None) is not None
     assert plan_of(Plain)._build_exact({"need": "1"}, None, None) is None
     assert plan_of(Plain)._build_exact({}, None, None) is None
+
+
+def test_care_looks_into_whatever_there_is():
+    deep = {"a": Inner(n=1), "b": [Point(1, 2)], "c": bytearray(b"x"), "d": 1 << 64}
+    assert carefully({"f": deep, RESERVED: META}) == {
+        "f": {
+            "a": {"n": 1, "at": None},
+            "b": [{"x": 1, "y": 2}],
+            "c": b"x",
+            "d": "18446744073709551616",
+        },
+        RESERVED: META,
+    }
+
+
+def test_an_answer_without_fields_changes_nothing():
+    local = Coded(raw=b"AAEC", got="a")
+    meta = {"status_code": 200, "partial": True}
+    assert plan_of(Coded).fill(local, {RESERVED: meta}) == meta
+    assert (local.raw, local.got) == (b"\0\1\2", "a")
+
+
+class Early(Synapse):
+    later: "Later"
+
+
+class Later(BaseModel):
+    n: int
+
+
+def test_a_class_whose_types_come_later_is_completed():
+    assert not Early.__pydantic_complete__
+    plan = plan_of(Early)
+    assert plan.build({"later": {"n": 1}})[0].later.n == 1
+    assert repr(plan) == "<Plan Early>"
