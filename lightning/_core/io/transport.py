@@ -175,13 +175,19 @@ class Connection(Link):
         self.dialled: tuple[Any, ...] = ()
         self.closed: Callable[[], ConnectionClosed] | None = None
         self.on_closed: Callable[[Connection], object] | None = None
+        self._told: tuple[tuple[Any, ...], PeerAddr] | None = None
 
     # What the faces ask.
 
     @property
     def address(self) -> PeerAddr:
         """Where the other end is now; it may move during a connection's life."""
-        return _peer_addr(self._engine.address)
+        address = self._engine.address
+        told = self._told
+        # The engine gives the same object for as long as it does not move.
+        if told is None or told[0] is not address:
+            self._told = told = address, _peer_addr(address)
+        return told[1]
 
     @property
     def certificate(self) -> bytes:

@@ -38,6 +38,7 @@ cdef class Connection:
     cdef readonly bytes certificate
     cdef readonly uint16_t suite
     cdef readonly object end
+    cdef tuple told  # the peer's address, as it is here and as Python has it
 
     cdef int check(self, int status) except -1
     cdef int note_end(self) except -1

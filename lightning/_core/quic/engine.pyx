@@ -40,7 +40,7 @@ from lightning._core.quic.endpoint cimport (
     endpoint_next_completion, endpoint_next_deadline, endpoint_next_release,
     endpoint_next_tls, endpoint_poll_transmit, endpoint_receive, endpoint_release,
     endpoint_take_crypto, endpoint_timeout, endpoint_tls_done, endpoint_touch,
-    endpoint_unlock, endpoint_unlock_read
+    endpoint_trylock, endpoint_unlock, endpoint_unlock_read
 )
 from lightning._core.quic.paths cimport Address
 from lightning._core.quic.sendbuf cimport SEND_COPY_MAX, sendbuf_append
@@ -598,11 +598,19 @@ cdef class Connection:
     def address(self):
         """Where the peer is now."""
         cdef Address remote
-        with nogil:
-            endpoint_lock_to_read(&self.endpoint.core)
+        # Asked at each request: who waits here waits for the GIL, too.
+        if endpoint_trylock(&self.endpoint.core):
             remote = self.c.paths[self.c.path].remote
-            endpoint_unlock_read(&self.endpoint.core)
-        return address_to(&remote)
+            endpoint_unlock(&self.endpoint.core)
+        else:
+            with nogil:
+                endpoint_lock_to_read(&self.endpoint.core)
+                remote = self.c.paths[self.c.path].remote
+                endpoint_unlock_read(&self.endpoint.core)
+        cdef bytes key = (<char*> &remote)[:sizeof(Address) - sizeof(remote.local)]
+        if self.told is None or self.told[0] != key:
+            self.told = key, address_to(&remote)
+        return self.told[1]
 
     @property
     def is_connected(self):
