@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # Seconds between two looks whether a resolver has been set.
 POLL_INTERVAL = 1.0
+# Seconds at most until a resolver that failed is asked again.
+RETRY_INTERVAL = 60.0
 # Seconds between two complaints of a resolver that has not answered.
 COMPLAINT_INTERVAL = 60.0
 
@@ -34,7 +36,8 @@ async def refresh(
     Args:
         what: Name of what it knows, for the log.
         resolver: Returns the callable to ask, None while there is none.
-        interval: Seconds between an answer and the next question.
+        interval: Seconds between an answer and the next question; a minute at most
+            after a failure.
         take: Called with each answer; an exception that it raises is a failure.
         pool: Its threads run resolvers that are not coroutine functions.
         asked: Set after the first answer, a failure too.
@@ -44,12 +47,14 @@ async def refresh(
         if resolve is None:
             await asyncio.sleep(POLL_INTERVAL)
             continue
+        pause = interval
         try:
             take(await _answer(what, resolve, pool))
         except Exception:
             log.exception("%s not refreshed, the old ones stay", what)
+            pause = min(interval, RETRY_INTERVAL)
         asked.set()
-        await asyncio.sleep(interval)
+        await asyncio.sleep(pause)
 
 
 async def _answer(what: str, resolve: Callable[[], Any], pool: HandlerPool) -> Any:

@@ -20,12 +20,12 @@ async def begin(monkeypatch):
     pool = HandlerPool(4)
     tasks = []
 
-    def begin(resolver, take=None, asked=None, look_up=None):
+    def begin(resolver, take=None, asked=None, look_up=None, interval=0.005):
         taken = []
         coroutine = refresh(
             "things",
             look_up or (lambda: resolver),
-            0.005,
+            interval,
             take or taken.append,
             pool,
             asked or asyncio.Event(),
@@ -112,6 +112,23 @@ async def test_a_failure_is_logged_and_it_goes_on(begin, error, asynchronous, ca
     assert asked.is_set()
     assert caplog.text.count("things not refreshed, the old ones stay") == 2
     assert "why" in caplog.text
+
+
+async def test_who_failed_is_asked_again_before_the_interval_is_over(
+    begin, monkeypatch
+):
+    """A miner whose chain was away at the start does not turn away all for long."""
+    monkeypatch.setattr(refresh_module, "RETRY_INTERVAL", 0.005)
+    answers = iter([ValueError("away"), ValueError("still"), 7])
+
+    def resolve():
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    taken = begin(resolve, interval=3600)
+    await until_async(lambda: taken == [7])
 
 
 async def test_an_interrupt_in_a_thread_is_not_the_users(begin, caplog):
