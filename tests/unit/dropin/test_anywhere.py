@@ -385,9 +385,21 @@ def test_asking_leaves_memory_as_it_is(start_blocking_server, axon_of, shared):
     before = census(way)
     for _ in range(4):
         asyncio.run(some())
-    found = grown(before, census(way), memory=4 << 20, allowed={"allocated": 1 << 20})
-    found.pop("engine.blocks_in_use", None)
-    assert not found
+
+    # The allocators of sanitizers keep what was freed.
+    room = 1 << 40 if "san.so" in os.environ.get("LD_PRELOAD", "") else 8 << 20
+    kept = {"allocated": room, "engine.blocks_in_use": 64, "asyncio.Future": 64}
+    found = {}
+
+    def is_as_before():
+        found.clear()
+        found.update(grown(before, census(way), memory=room, allowed=kept))
+        return not found
+
+    try:
+        until(is_as_before)
+    finally:
+        assert found == {}
 
 
 # Sharing.
