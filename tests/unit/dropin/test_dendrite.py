@@ -427,7 +427,7 @@ def test_what_a_subclass_replaces_is_called(make_dendrite, start_axon, http):
     dendrite = make_dendrite(kind=Hooked, quic=not http, http=http)
     for _ in range(2):
         dendrite.called.clear()
-        result = dendrite.query(axon, Ask(text="a"), deserialize=False)
+        result = dendrite.query(axon, Ask(text="a"), timeout=9, deserialize=False)
         url = ["_get_endpoint_url"] if http else []
         assert dendrite.called == [
             "preprocess_synapse_for_request",
@@ -442,7 +442,7 @@ def test_what_a_subclass_replaces_is_called(make_dendrite, start_axon, http):
         assert result.dendrite.uuid == dendrite.uuid
         assert result.dendrite.hotkey == VALIDATOR_HOTKEY
         assert (result.axon.ip, result.axon.port) == ("127.0.0.1", axon.port)
-        assert result.timeout == 12.0
+        assert result.timeout == 9.0
     dendrite.called.clear()
     answers = dendrite.query([axon, axon], Ask(text="a"))
     # Each has the body that the hook gave it.
