@@ -149,6 +149,8 @@ class Plan:
         is_streaming: Whether answers come in pieces.
         own: The names of the fields that travel.
         terminal_class: `TerminalInfo`, or bittensor's.
+        settable: The types of values that assigning would only keep, by the name of the
+            field; see `Synapse`.
     """
 
     __slots__ = (
@@ -170,6 +172,7 @@ class Plan:
         "kind",
         "name",
         "own",
+        "settable",
         "terminal_class",
     )
 
@@ -220,6 +223,11 @@ class Plan:
                 name: _static_default(field) for name, field in fields.items()
             }
             self._template["name"] = self.name
+        self.settable = {
+            name: types_
+            for name, types_ in self._exact.items()
+            if name not in self._frozen
+        }
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"

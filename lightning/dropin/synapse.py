@@ -132,6 +132,12 @@ class Synapse(BaseModel):
         return _as_float(value)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        # Known once such a synapse has travelled: where validation would do nothing.
+        plan = type(self).__dict__.get("__lightning_plan__")
+        if plan is not None and type(value) in plan.settable.get(name, ()):
+            self.__dict__[name] = value
+            self.__pydantic_fields_set__.add(name)
+            return
         if name == "body_hash":
             raise AttributeError(
                 "body_hash follows from the fields and cannot be set: change a field"

@@ -695,3 +695,29 @@ def test_a_class_whose_types_come_later_is_completed():
     plan = plan_of(Early)
     assert plan.build({"later": {"n": 1}})[0].later.n == 1
     assert repr(plan) == "<Plan Early>"
+
+
+def test_a_class_that_has_travelled_assigns_as_before():
+    class Kept(Synapse):
+        asked: str = Field(default="a", frozen=True)
+        number: int | None = None
+
+    class Checked(Kept):
+        @field_validator("number")
+        @classmethod
+        def double(cls, value):
+            return value * 2
+
+    for kind, wanted in ((Kept, 3), (Checked, 6)):
+        plan_of(kind)
+        synapse = kind()
+        synapse.number = 3
+        assert synapse.number == wanted
+        assert "number" in synapse.model_fields_set
+        synapse.number = "4"
+        assert synapse.number == wanted + wanted // 3
+        for name, value in (("number", "x"), ("asked", "b"), ("other", 1)):
+            with pytest.raises(ValueError, match=name):
+                setattr(synapse, name, value)
+        synapse.timeout = "3"
+        assert synapse.timeout == 3.0
