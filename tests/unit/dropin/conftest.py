@@ -63,13 +63,19 @@ def silent():
 @pytest.fixture
 def dead():
     """Describe a miner whose ports are closed."""
-    with (
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
-        socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp,
-    ):
-        udp.bind(("127.0.0.1", 0))
-        port = udp.getsockname()[1]
-        tcp.bind(("127.0.0.1", port))
-        # It does not listen, and what is closed refuses.
-        udp.close()
-        yield AxonInfo(ip="127.0.0.1", port=port, hotkey=MINER_HOTKEY)
+    for _ in range(100):
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+            socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp,
+        ):
+            udp.bind(("127.0.0.1", 0))
+            port = udp.getsockname()[1]
+            try:
+                tcp.bind(("127.0.0.1", port))
+            except OSError:
+                continue  # Another has this number for TCP.
+            # What is closed refuses, and what is bound and does not listen.
+            udp.close()
+            yield AxonInfo(ip="127.0.0.1", port=port, hotkey=MINER_HOTKEY)
+            return
+    pytest.fail("no number is free for UDP and TCP")
