@@ -640,14 +640,20 @@ cdef class Call:
         """Leave the desk. After this the record is this object's alone."""
         cdef DriverBase driver = self.link.driver
         cdef CallRecord* r = &self.record
-        if r.user is NULL or r.outcome == CALL_CANCELLED or r.group is not NULL:
+        cdef bint is_over
+        if r.user is NULL or r.group is not NULL:
             return 0  # In a group, it is the Gathering's to cancel.
         if r.wakes and load32(&r.waiter.state) & WAITER_ROUSED:
             return 0
         with nogil:
             endpoint_lock(&driver.endpoint.core)
-            desk_cancel(r, pump_clock())
+            is_over = r.outcome == CALL_CANCELLED
+            if not is_over:
+                desk_cancel(r, pump_clock())
             endpoint_unlock(&driver.endpoint.core)
+        if is_over:
+            return 0
+        with nogil:
             # Whoever ended it is about to wake us.
             while r.wakes and r.outcome != CALL_CANCELLED and (
                 not load32(&r.waiter.state) & WAITER_ROUSED
