@@ -327,6 +327,7 @@ cdef class Inbox:
         cdef DriverBase driver = self.driver
         cdef Call call
         cdef CallRecord* ended
+        cdef bint is_over
         for call in list(self.calls):
             with nogil:
                 endpoint_lock(&driver.endpoint.core)
@@ -344,13 +345,13 @@ cdef class Inbox:
                 if waiter_clear(&self.group.waiter, WAITER_ROUSED):
                     self.group.roused = False
                 ended = group_take(&self.group)
-                if ended is NULL and not self.group.roused:
-                    endpoint_unlock(&driver.endpoint.core)
-                    break
+                is_over = ended is NULL and not self.group.roused
                 endpoint_unlock(&driver.endpoint.core)
-                if ended is NULL:
+                if ended is NULL and not is_over:
                     # Whoever ended a call is about to tell us.
                     waiter_sleep(&self.group.waiter, 0, 1000)
+            if is_over:
+                break
             if ended is not NULL:
                 call = <Call> ended.user
                 self.calls.discard(call)
