@@ -234,11 +234,15 @@ class Answers:
         pause = min(max(self._timeout / 50, 0.005), 1)
         while True:
             await asyncio.sleep(pause)
-            self._expire(time.monotonic())
+            if self._expire(time.monotonic()):
+                # Threads that serve a socket send only what they answer themselves.
+                self._flush()
 
-    def _expire(self, now: float) -> None:
+    def _expire(self, now: float) -> int:
+        """Answer those whose time is over; return how many there were."""
         # A function of its own: the loop above would hold on to the last request.
         # All have the same time limit: the oldest are first.
+        answered = 0
         while self.running:
             try:
                 exchange, (handler, deadline) = next(iter(self.running.items()))
@@ -254,6 +258,8 @@ class Answers:
             if (drop := exchange.on_cancel) is not None:
                 drop()
             fail(exchange, ERROR_TIMEOUT, handler)
+            answered += 1
+        return answered
 
     @property
     def awaited(self) -> int:

@@ -37,6 +37,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def kept_out() -> Iterator[None]:
+    """Keep what a module left for good out of the collections after later tests."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 class Unforeseen(logging.Handler):
     """Collects what is only logged where something went wrong that nobody foresaw."""
 

@@ -200,6 +200,31 @@ def test_a_timeout_is_named(pair):
     release.set()
 
 
+def test_a_handler_that_goes_on_does_not_hold_back_that_its_time_is_over(
+    start_blocking_server, make_blocking_client, axon_of
+):
+    """The answer leaves though the thread that would send others is at the handler."""
+    release, ended = threading.Event(), threading.Event()
+
+    def stuck(data):
+        release.wait(30)
+        ended.set()
+
+    server = start_blocking_server(
+        lambda server: server.register_synapse_handler("stuck", stuck),
+        handler_timeout_secs=1,
+    )
+    axon = axon_of(server)
+    client = make_blocking_client()
+    client.initialize_connections([axon])
+    try:
+        answer = client.query_axon(axon, {"synapse_type": "stuck"}, 20)
+        assert (answer["success"], answer["error"]) == (False, "handler timed out")
+        assert not ended.is_set()
+    finally:
+        release.set()
+
+
 def test_many_threads_share_a_client(pair):
     _, client, axon = pair()
     failures = []
